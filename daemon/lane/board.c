@@ -17,6 +17,18 @@ uint32_t board_pick_ticket(Board *board, uint32_t row) {
         return FRAME_NO_TICKET;
 }
 
+bool board_row_is_open(Board *board, uint32_t row) {
+        for (uint32_t i = 0; i < board->n_tickets; i++) {
+                uint64_t word = atomic_load_explicit(board_ticket(board, row, i), memory_order_acquire);
+
+                if (word == 0)
+                        return false; /* the lowest is always taken first, so none behind was ever used */
+                if (ticket_state(word) == TICKET_OPEN)
+                        return true;
+        }
+        return false;
+}
+
 void board_init(Board *board, uint64_t life, uint64_t key, uint32_t depth, uint32_t message_bytes,
                 bool client_writable, const char *own_stage) {
         board->life = life;

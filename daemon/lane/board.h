@@ -71,8 +71,12 @@ static inline TicketState ticket_state(uint64_t word) {
         return (TicketState)(word & 3);
 }
 
+static inline uint64_t ticket_sequence(uint64_t word) {
+        return word >> 24;
+}
+
 static inline bool ticket_has_sequence(uint64_t word, uint64_t sequence) {
-        return word >> 24 == (sequence & TICKET_SEQUENCE_MASK);
+        return ticket_sequence(word) == (sequence & TICKET_SEQUENCE_MASK);
 }
 
 static inline uint32_t board_tickets_per_row(uint32_t depth) {
@@ -93,6 +97,9 @@ static inline Ticket *board_ticket(Board *board, uint32_t row, uint32_t ticket) 
 
 /* The row's first ticket that may carry a frame, or FRAME_NO_TICKET if a frame was lost by somebody else. */
 uint32_t board_pick_ticket(Board *board, uint32_t row);
+
+/* True if a frame of this row is being sent, in the queue, or handed over and not claimed yet. */
+bool board_row_is_open(Board *board, uint32_t row);
 
 /* Initialises a board in memory of zeroes. */
 void board_init(Board *board, uint64_t life, uint64_t key, uint32_t depth, uint32_t message_bytes,

@@ -266,10 +266,14 @@ static Arrival lane_look(Lane *lane, FrameHeader *ret, bool *ret_raw) {
         return lane_input_ticket(lane, ret) ? ARRIVAL_TICKET : ARRIVAL_BAD;
 }
 
-/* For frames a cleared magic is enough; a raw message ends at the first NUL, so nothing old may be left behind it. */
+/*
+ * For whole frames a cleared header is enough. A client's message may be of any length and say nothing true about it
+ * (bytes behind a NUL, or behind a frame's trailer), and what is left of it would continue a shorter one: all of it.
+ */
 static void lane_clear_buffer(Lane *lane) {
-        memset(lane->input, 0, lane->board->client_writable ? lane->n_used : MIN(lane->n_used, 64u));
-        lane->n_used = 0;
+        uint32_t n = lane->record->input_bytes;
+
+        memset(lane->input, 0, lane->board->client_writable ? n : MIN(n, (uint32_t)FRAME_HEADER_BYTES));
 }
 
 void lane_receive_begin(Lane *lane) {
@@ -332,7 +336,6 @@ static void lane_free_claim(Lane *lane) {
 
 /* A message that is not taken leaves nothing behind: the buffer is armed again under a new number. */
 static LaneMessage lane_discard(Lane *lane, LaneMessage what) {
-        lane->n_used = lane->record->input_bytes;
         lane_receive_begin(lane);
         return what;
 }
@@ -379,7 +382,6 @@ LaneMessage lane_receive_end(Lane *lane) {
                             atomic_load_explicit(&lane->record->generation, memory_order_acquire))
                         return lane_discard(lane, LANE_MESSAGE_STALE);
 
-                lane->n_used = raw ? header.length : header.length < 64 ? 64 : header.length;
                 lane_have(lane, &header, raw);
                 lane_free_claim(lane);
                 return header.kind == FRAME_SENTINEL ? LANE_MESSAGE_SENTINEL : LANE_MESSAGE_JOBS;
@@ -387,6 +389,16 @@ LaneMessage lane_receive_end(Lane *lane) {
 }
 
 /* ---- send ---- */
+
+/*
+ * Above all that this lane has used and all that the ticket has carried: a ticket outlives the records of its lane (one
+ * that was retired and is wanted again starts with a new one), and a sequence it had before would read as arrived.
+ */
+static uint64_t lane_sequence_for(const Lane *lane, Board *board, uint32_t row, uint32_t ticket) {
+        uint64_t word = atomic_load_explicit(board_ticket(board, row, ticket), memory_order_acquire);
+
+        return MAX(lane->now->next_sequence, ticket_sequence(word) + 1);
+}
 
 static uint32_t lane_last_output_id(const Lane *lane, uint32_t output, uint64_t *ret_id) {
         const LaneOut *out = &lane->outs[output];
@@ -473,7 +485,7 @@ int lane_send_begin(Lane *lane, uint32_t output) {
         memcpy(&header, out->buffer, sizeof(header));
         header.kind = FRAME_JOBS;
         header.count = o->count;
-        header.sequence = lane->now->next_sequence;
+        header.sequence = lane_sequence_for(lane, out->board, out->row, ticket);
         header.producer = out->row;
         header.ticket = ticket;
         header.key = out->board->key;
@@ -484,7 +496,8 @@ int lane_send_begin(Lane *lane, uint32_t output) {
         p->intent = LANE_INTENT_SEND;
         p->destination = output;
         p->ticket = ticket;
-        p->sequence = p->next_sequence++;
+        p->sequence = header.sequence;
+        p->next_sequence = header.sequence + 1;
         p->intent_priority = header.priority;
         lane_flip(lane);
         lane_point(LANE_SEND_FLIP);
@@ -522,7 +535,7 @@ int lane_share_begin(Lane *lane, uint32_t middle) {
 
         header.kind = FRAME_JOBS;
         header.count = now->end - middle;
-        header.sequence = now->next_sequence;
+        header.sequence = lane_sequence_for(lane, lane->board, row, ticket);
         header.producer = row;
         header.ticket = ticket;
         header.key = lane->board->key;
@@ -533,7 +546,8 @@ int lane_share_begin(Lane *lane, uint32_t middle) {
         p = lane_edit(lane);
         p->intent = LANE_INTENT_SHARE;
         p->ticket = ticket;
-        p->sequence = p->next_sequence++;
+        p->sequence = header.sequence;
+        p->next_sequence = header.sequence + 1;
         p->intent_priority = header.priority;
         p->share_end = p->end;
         p->end = middle;
@@ -679,20 +693,33 @@ void lane_finish(Lane *lane, uint32_t generation) {
         lane_point(LANE_FINISH_FLIP);
 }
 
-/* One flip: the charge, and running cleared, so that dying again before the job starts charges nothing. */
+/* One flip: the charge, and running cleared, so that dying again before the job starts again charges nothing. The
+ * supervisor's death is forgotten only after it: dying in between would turn it into a failed attempt. */
 static void lane_charge_interrupted(Lane *lane) {
-        bool supervisor_died = atomic_exchange(&lane->record->interrupted, 0) != 0;
+        if (lane->now->running) {
+                LaneProgress *p = lane_edit(lane);
+
+                p->running = 0;
+                if (atomic_load_explicit(&lane->record->interrupted, memory_order_acquire) != 0)
+                        p->interruptions++;
+                else
+                        p->attempts++;
+                lane_flip(lane);
+        }
+        atomic_store_explicit(&lane->record->interrupted, 0, memory_order_release);
+}
+
+/* A worker died holding a sentinel. It counts if its drain is still the one that goes on; or else it stops nobody. */
+static void lane_resume_sentinel(Lane *lane) {
+        Arrival arrival = lane_look(lane, &lane->header, &lane->raw);
         LaneProgress *p;
 
-        if (!lane->now->running)
+        assert(arrival == ARRIVAL_PLAIN || arrival == ARRIVAL_TICKET);
+        if (lane->header.generation == atomic_load_explicit(&lane->record->generation, memory_order_acquire))
                 return;
 
         p = lane_edit(lane);
-        p->running = 0;
-        if (supervisor_died)
-                p->interruptions++;
-        else
-                p->attempts++;
+        p->input = LANE_EMPTY;
         lane_flip(lane);
 }
 
@@ -709,7 +736,6 @@ void lane_attach(Lane *lane, LaneRecord *record, const LaneBoards *boards) {
         if (record->input_bytes > 0) {
                 lane->input = (uint8_t *)record + record->input_offset;
                 lane->share = (uint8_t *)record + record->share_offset;
-                lane->n_used = record->input_bytes;
         }
         for (uint32_t i = 0; i < lane->n_outs; i++) {
                 lane->outs[i] = (LaneOut){
@@ -739,6 +765,9 @@ void lane_attach(Lane *lane, LaneRecord *record, const LaneBoards *boards) {
                         assert(arrival == ARRIVAL_PLAIN || arrival == ARRIVAL_TICKET);
                         lane_free_claim(lane);
                 }
+                break;
+        case LANE_SENTINEL:
+                lane_resume_sentinel(lane);
                 break;
         default:
                 break;

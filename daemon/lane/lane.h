@@ -242,7 +242,6 @@ typedef struct Lane {
 
         uint8_t *input;
         uint8_t *share;
-        uint32_t n_used;    /* bytes of the input buffer that may be other than zero */
         Board *board;       /* of the job queue; NULL: a source */
         FrameHeader header; /* of the input frame, while there are jobs in it */
         bool raw;           /* the input is one job without frame */

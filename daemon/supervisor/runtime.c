@@ -14,6 +14,7 @@
 #include "lane/memory.h"
 
 #define RUNTIME_CANDIDATES_MAX 4
+#define RUNTIME_NAME_MAX 72
 
 /* The folders that hold one folder per instance. $RUNTIME_DIRECTORY is one itself: `ret_exact` says so. */
 static size_t runtime_roots(char *roots[RUNTIME_CANDIDATES_MAX], bool *ret_exact) {
@@ -124,6 +125,35 @@ int runtime_make(const char *name, int *ret_fd, char **ret_path) {
         return r;
 }
 
+/* Reads what runtime_lock() wrote. Returns 0 or a negative errno. */
+static int runtime_read_lock(int dir_fd, pid_t *ret_pid, char ret_name[static RUNTIME_NAME_MAX]) {
+        _cleanup_close_ int fd = -1;
+        char text[160], name[RUNTIME_NAME_MAX];
+        ssize_t n;
+        int pid;
+
+        fd = openat(dir_fd, "lock", O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+        if (fd < 0)
+                return -errno;
+        n = pread(fd, text, sizeof(text) - 1, 0);
+        if (n < 0)
+                return -errno;
+        text[n] = '\0';
+        if (sscanf(text, "%d %71s", &pid, name) != 2)
+                return -EBADMSG;
+        *ret_pid = pid;
+        (void)snprintf(ret_name, RUNTIME_NAME_MAX, "%s", name);
+        return 0;
+}
+
+/* $RUNTIME_DIRECTORY does not have the instance's name in its path, so the lock file tells. */
+static bool runtime_is_named(int dir_fd, const char *name) {
+        char found[RUNTIME_NAME_MAX];
+        pid_t pid;
+
+        return runtime_read_lock(dir_fd, &pid, found) == 0 && strcmp(found, name) == 0;
+}
+
 int runtime_find(const char *name, int *ret_fd, char **ret_path) {
         char *roots[RUNTIME_CANDIDATES_MAX] = {};
         bool exact;
@@ -139,7 +169,7 @@ int runtime_find(const char *name, int *ret_fd, char **ret_path) {
                         break;
                 }
                 fd = open_own_folder(path);
-                if (fd < 0 || faccessat(fd, "lock", F_OK, 0) < 0)
+                if (fd < 0 || !runtime_is_named(fd, name))
                         continue;
                 *ret_fd = TAKE_FD(fd);
                 *ret_path = TAKE_PTR(path);
@@ -149,16 +179,34 @@ int runtime_find(const char *name, int *ret_fd, char **ret_path) {
         return r;
 }
 
-int runtime_lock(int dir_fd, const char *name, int *ret_fd) {
+/* A lock on a file that was removed meanwhile (by a purge) locks nobody out. */
+static int runtime_lock_once(int dir_fd, int *ret_fd) {
         _cleanup_close_ int fd = -1;
-        char text[160];
-        int n;
+        struct stat st;
 
         fd = openat(dir_fd, "lock", O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
         if (fd < 0)
                 return -errno;
         if (flock(fd, LOCK_EX | LOCK_NB) < 0)
                 return errno == EWOULDBLOCK ? -EBUSY : -errno;
+        if (fstat(fd, &st) < 0)
+                return -errno;
+        if (st.st_nlink == 0)
+                return -ESTALE;
+        *ret_fd = TAKE_FD(fd);
+        return 0;
+}
+
+int runtime_lock(int dir_fd, const char *name, int *ret_fd) {
+        _cleanup_close_ int fd = -1;
+        char text[160];
+        int n, r;
+
+        do
+                r = runtime_lock_once(dir_fd, &fd);
+        while (r == -ESTALE);
+        if (r < 0)
+                return r;
 
         n = snprintf(text, sizeof(text), "%d %s\n", (int)getpid(), name);
         if (ftruncate(fd, 0) < 0 || pwrite(fd, text, (size_t)n, 0) != n)
@@ -169,8 +217,9 @@ int runtime_lock(int dir_fd, const char *name, int *ret_fd) {
 
 pid_t runtime_holder(int dir_fd) {
         _cleanup_close_ int fd = -1;
-        char text[160];
-        ssize_t n;
+        char name[RUNTIME_NAME_MAX];
+        pid_t pid = 0;
+        int r;
 
         fd = openat(dir_fd, "lock", O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
         if (fd < 0)
@@ -179,11 +228,8 @@ pid_t runtime_holder(int dir_fd) {
                 return 0;
         if (errno != EWOULDBLOCK)
                 return -errno;
-        n = pread(fd, text, sizeof(text) - 1, 0);
-        if (n < 0)
-                return -errno;
-        text[n] = '\0';
-        return (pid_t)atoi(text);
+        r = runtime_read_lock(dir_fd, &pid, name);
+        return r < 0 ? r : pid;
 }
 
 static int list_add(char ***names, size_t *n, const char *name) {
@@ -206,22 +252,14 @@ static bool runtime_wanted(int fd, bool running_only) {
         return faccessat(fd, "lock", F_OK, 0) == 0 && (!running_only || runtime_holder(fd) > 0);
 }
 
-/* $RUNTIME_DIRECTORY has no instance's name in its path: the lock file tells. */
 static int list_exact(const char *path, bool running_only, char ***names, size_t *n) {
-        _cleanup_close_ int fd = open_own_folder(path), lock = -1;
-        char name[128], text[160];
-        ssize_t k;
+        _cleanup_close_ int fd = open_own_folder(path);
+        char name[RUNTIME_NAME_MAX];
+        pid_t pid;
 
-        if (fd < 0 || !runtime_wanted(fd, running_only))
+        if (fd < 0 || !runtime_wanted(fd, running_only) || runtime_read_lock(fd, &pid, name) < 0)
                 return 0;
-        lock = openat(fd, "lock", O_RDONLY | O_CLOEXEC);
-        if (lock < 0)
-                return 0;
-        k = pread(lock, text, sizeof(text) - 1, 0);
-        if (k <= 0)
-                return 0;
-        text[k] = '\0';
-        return sscanf(text, "%*d %127s", name) == 1 ? list_add(names, n, name) : 0;
+        return list_add(names, n, name);
 }
 
 static int list_root(const char *root, bool running_only, char ***names, size_t *n) {

@@ -26,6 +26,11 @@
  * blocking call a signal is lost. */
 #define WAKE_USEC (20 * USEC_PER_MSEC)
 
+/* A draining stage is looked at this often, at first and at last. */
+#define SETTLE_MIN_USEC 100
+#define SETTLE_AGAIN_USEC 300
+#define SETTLE_MAX_USEC (10 * USEC_PER_MSEC)
+
 #define FAIL_FAST_AFTER 3
 
 typedef struct Slot {
@@ -45,7 +50,8 @@ typedef struct Slot {
 
 typedef enum StageDrain {
         DRAIN_NOT,
-        DRAIN_WAITING, /* sentinels are being sent, lanes are finishing */
+        DRAIN_SETTLING, /* nothing comes in any more; idle lanes stay to share in what is left */
+        DRAIN_WAITING,  /* sentinels are being sent, lanes are finishing */
         DRAIN_DONE,
 } StageDrain;
 
@@ -57,7 +63,9 @@ typedef struct StageRun {
         bool degraded;
         StageDrain drain;
         uint32_t n_sentinels; /* still to be sent */
-        sd_event_source *room_source, *grace_source;
+        sd_event_source *room_source, *grace_source, *settle_source;
+        uint64_t settle_usec; /* until the next look */
+        bool settled;         /* one more look that finds nothing is enough */
 } StageRun;
 
 typedef enum Phase {
@@ -414,6 +422,8 @@ static bool stage_feeders_are_drained(const Supervisor *s, size_t stage) {
 }
 
 static void stage_send_sentinels(Supervisor *s, size_t stage);
+static void stage_tell_lanes(Supervisor *s, size_t stage);
+static void stage_settle(Supervisor *s, size_t stage);
 
 static int on_room(sd_event_source *source, int fd, uint32_t revents, void *userdata) {
         Supervisor *s = userdata;
@@ -465,42 +475,143 @@ static int on_grace_over(sd_event_source *source, uint64_t usec, void *userdata)
         Supervisor *s = userdata;
 
         /* Clients kept the queue from running dry. What they send from now on waits for the next start. */
-        for (size_t i = 0; i < s->n_stages; i++)
-                if (s->stages[i].grace_source == source)
-                        for (size_t k = 0; k < s->stages[i].n_slots; k++)
-                                slot_control(&s->stages[i].slots[k], LANE_CONTROL_RETIRE);
+        for (size_t i = 0; i < s->n_stages; i++) {
+                if (s->stages[i].grace_source != source)
+                        continue;
+                if (s->stages[i].drain == DRAIN_SETTLING)
+                        stage_tell_lanes(s, i);
+                for (size_t k = 0; k < s->stages[i].n_slots; k++)
+                        slot_control(&s->stages[i].slots[k], LANE_CONTROL_RETIRE);
+        }
         return 0;
 }
 
-/* Every lane must come up once more, if only to finish what its record holds. */
-static void stage_begin_drain(Supervisor *s, size_t stage) {
+/* Lanes are told to finish, each in the way its queue allows. */
+static void stage_tell_lanes(Supervisor *s, size_t stage) {
         const InstanceStage *is = &s->instance->stages[stage];
         StageRun *run = &s->stages[stage];
         bool by_word = is->queue.fd < 0 || instance_board(&is->queue)->client_writable;
         uint32_t n = 0;
 
         run->drain = DRAIN_WAITING;
+        run->settle_source = sd_event_source_disable_unref(run->settle_source);
         for (size_t i = 0; i < run->n_slots; i++) {
                 Slot *slot = &run->slots[i];
 
-                if (slot_is_retiring(slot))
+                if (slot_is_retiring(slot) || slot->state == SLOT_STOPPED)
                         continue;
                 atomic_store(&slot_record(slot)->generation, s->generation);
-                if (slot_has_finished(slot) && !slot_has_process(slot))
-                        continue;
                 n++;
                 if (by_word)
                         slot_control(slot, LANE_CONTROL_FINISH);
-                slot->delay_source = sd_event_source_disable_unref(slot->delay_source);
-                slot_handle(slot, SLOT_WANTED);
-                slot_start(slot);
         }
         if (!by_word) {
                 run->n_sentinels = n;
                 stage_send_sentinels(s, stage);
-        } else if (is->queue.fd >= 0 && n > 0)
+        }
+}
+
+/* A frame that the kernel has handed to a waking lane is in no queue and no record yet; its ticket is open. */
+static bool stage_has_open_tickets(const Supervisor *s, size_t stage) {
+        size_t feeders[PIPELINE_STAGES_MAX], n = pipeline_feeders(s->instance->pipeline, stage, feeders);
+        const InstanceStage *is = &s->instance->stages[stage];
+        Board *board = instance_board(&is->queue);
+
+        for (uint32_t lane = 0; lane < is->n_lanes; lane++)
+                if (board_row_is_open(board, lane))
+                        return true;
+        for (size_t i = 0; i < n; i++) {
+                const InstanceStage *feeder = &s->instance->stages[feeders[i]];
+
+                for (uint32_t lane = 0; lane < feeder->n_lanes; lane++)
+                        if (board_row_is_open(board, feeder->groups[0] * BOARD_LANES_MAX + lane))
+                                return true;
+        }
+        return false;
+}
+
+/*
+ * A lane that was told to finish is gone, and cannot take over jobs from one
+ * that still has many. So lanes are told only when nobody has any to share.
+ */
+static bool stage_has_settled(const Supervisor *s, size_t stage) {
+        const InstanceStage *is = &s->instance->stages[stage];
+
+        if (queue_depth(is->queue.fd) > 0 || stage_has_open_tickets(s, stage))
+                return false;
+        for (size_t lane = 0; lane < is->n_lanes; lane++) {
+                const LaneRecord *record = instance_record(is, lane);
+                const LaneProgress *p = lane_record_progress(record);
+
+                if ((p->input == LANE_HAVE && p->end > p->cursor + 1) ||
+                    (p->input == LANE_RECEIVING && record->priority != UINT32_MAX))
+                        return false;
+        }
+        return true;
+}
+
+static int on_settle(sd_event_source *source, uint64_t usec, void *userdata) {
+        Supervisor *s = userdata;
+
+        for (size_t i = 0; i < s->n_stages; i++)
+                if (s->stages[i].settle_source == source)
+                        stage_settle(s, i);
+        return 0;
+}
+
+/* There is no event for this; looking at memory every few milliseconds, while a stage drains, costs nothing. */
+static void stage_settle(Supervisor *s, size_t stage) {
+        StageRun *run = &s->stages[stage];
+        int r;
+
+        if (stage_has_settled(s, stage)) {
+                if (run->settled) {
+                        stage_tell_lanes(s, stage);
+                        return;
+                }
+                /* What clients and feeders send has no ticket: a second look, after a wake-up's time. */
+                run->settled = true;
+                run->settle_usec = SETTLE_AGAIN_USEC;
+        } else {
+                run->settled = false;
+                run->settle_usec = MIN(2 * run->settle_usec, SETTLE_MAX_USEC);
+        }
+        if (!run->settle_source)
+                r = sd_event_add_time_relative(s->event, &run->settle_source, CLOCK_MONOTONIC, run->settle_usec, 1,
+                                               on_settle, s);
+        else
+                r = sd_event_source_set_time_relative(run->settle_source, run->settle_usec);
+        if (r >= 0)
+                r = sd_event_source_set_enabled(run->settle_source, SD_EVENT_ONESHOT);
+        if (r < 0)
+                stage_tell_lanes(s, stage);
+}
+
+/* Every lane must come up once more, if only to finish what its record holds. */
+static void stage_begin_drain(Supervisor *s, size_t stage) {
+        const InstanceQueue *q = &s->instance->stages[stage].queue;
+        StageRun *run = &s->stages[stage];
+
+        run->drain = DRAIN_SETTLING;
+        for (size_t i = 0; i < run->n_slots; i++) {
+                Slot *slot = &run->slots[i];
+
+                if (slot_is_retiring(slot) || (slot_has_finished(slot) && !slot_has_process(slot)))
+                        continue;
+                slot->delay_source = sd_event_source_disable_unref(slot->delay_source);
+                slot_handle(slot, SLOT_WANTED);
+                slot_start(slot);
+        }
+        if (q->fd < 0) {
+                stage_tell_lanes(s, stage);
+                return;
+        }
+        if (instance_board(q)->client_writable && !run->grace_source)
                 (void)sd_event_add_time_relative(s->event, &run->grace_source, CLOCK_MONOTONIC,
                                                  s->instance->pipeline->drain_grace_usec, 0, on_grace_over, s);
+        run->settle_usec = SETTLE_MIN_USEC;
+        run->settled = pipeline_feeders(s->instance->pipeline, stage, NULL) > 0;
+        stage_settle(s, stage);
 }
 
 static bool stage_is_stopped(const StageRun *run) {
@@ -537,7 +648,7 @@ static void supervisor_advance_drain(Supervisor *s) {
                                 stage_begin_drain(s, i);
                                 moved = true;
                         }
-                        if (run->drain == DRAIN_WAITING && stage_is_stopped(run)) {
+                        if ((run->drain == DRAIN_WAITING || run->drain == DRAIN_SETTLING) && stage_is_stopped(run)) {
                                 run->grace_source = sd_event_source_disable_unref(run->grace_source);
                                 if (stage_needs_another_round(s, i)) {
                                         s->generation++;
@@ -703,6 +814,7 @@ static void stage_done(StageRun *run) {
         free(run->slots);
         (void)sd_event_source_disable_unref(run->room_source);
         (void)sd_event_source_disable_unref(run->grace_source);
+        (void)sd_event_source_disable_unref(run->settle_source);
         (void)close_fd(run->spec_fd);
         (void)close_fd(run->carry[0]);
         (void)close_fd(run->carry[1]);

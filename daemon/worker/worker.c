@@ -175,6 +175,7 @@ static int worker_share(Worker *w, uint64_t now) {
         uint32_t remaining = p->end - p->cursor, idle, pieces, piece;
         uint64_t service = w->service_nsec ?: SERVICE_UNKNOWN_NSEC, worth;
 
+        /* A lane that is told to stop keeps what it has: there may be nobody left to take it. */
         if (remaining < 2 || now < w->share_not_before || worker_control(w) != 0 ||
             atomic_load_explicit(&w->lane.record->generation, memory_order_relaxed) != 0)
                 return 0;
@@ -271,8 +272,12 @@ static Turn worker_run(Worker *w) {
         if (w->lane.n_outs > 0) {
                 if (!lane_output_pending(&w->lane, 0))
                         w->pending_since = 0;
-                else if (now - w->pending_since > w->spec->linger_usec * NSEC_PER_USEC)
-                        return worker_flush_turn(w);
+                else if (now - w->pending_since > w->spec->linger_usec * NSEC_PER_USEC) {
+                        Turn turn = worker_flush_turn(w);
+
+                        if (turn != TURN_AGAIN)
+                                return turn;
+                }
         }
         r = worker_share(w, now);
         return r < 0 ? worker_broken(w, r, "share jobs") : TURN_AGAIN;

@@ -296,6 +296,36 @@ START_TEST(clients_draw_different_ids_with_room_to_count) {
 }
 END_TEST
 
+START_TEST(a_job_that_failed_before_it_was_submitted_leaves_a_note_in_its_place) {
+        char text[2 * SUBMIT_NOTE_MAX];
+        Received r;
+        FrameJob job;
+
+        memset(text, 'x', sizeof(text) - 1);
+        text[sizeof(text) - 1] = '\0';
+        ck_assert_int_eq(add(1, 5), 0);
+        ck_assert_int_eq(submitter_add_failed(submitter, "too large", 2), 0);
+        ck_assert_int_eq(add(3, 5), 0);
+        ck_assert_int_eq(submitter_add_failed(submitter, text, 4), 0);
+        ck_assert_int_eq(submitter_flush(submitter), 0);
+
+        ck_assert(receive(queue, &r));
+        ck_assert_uint_eq(r.header.count, 4);
+        job_at(&r, 1, &job);
+        ck_assert_uint_eq(job.id, 2);
+        ck_assert_uint_eq(job.flags, JOB_MARKER);
+        ck_assert_uint_eq(job.size, 1 + strlen("too large"));
+        ck_assert_uint_eq(job.data[0], JOB_MARKER_FAILED);
+        ck_assert_mem_eq(job.data + 1, "too large", strlen("too large"));
+        job_at(&r, 2, &job);
+        check_job(&job, 3, 5);
+        job_at(&r, 3, &job);
+        ck_assert_uint_eq(job.id, 4);
+        ck_assert_uint_eq(job.size, SUBMIT_NOTE_MAX - 1);
+        ck_assert_mem_eq(job.data + 1, text, SUBMIT_NOTE_MAX - 2);
+}
+END_TEST
+
 /* ---- sizes ---- */
 
 START_TEST(every_size_is_taken_up_to_the_limit_and_none_beyond) {
@@ -1124,6 +1154,7 @@ static void add_submitter_tests(Suite *suite) {
         tcase_add_test(tc, ids_that_count_up_take_no_bytes);
         tcase_add_test(tc, ids_that_jump_are_kept);
         tcase_add_test(tc, a_jump_into_a_new_frame_takes_no_bytes);
+        tcase_add_test(tc, a_job_that_failed_before_it_was_submitted_leaves_a_note_in_its_place);
         tcase_add_test(tc, clients_draw_different_ids_with_room_to_count);
         tcase_add_test(tc, every_size_is_taken_up_to_the_limit_and_none_beyond);
         tcase_add_test(tc, a_frame_is_filled_to_its_last_byte_and_not_beyond);
