@@ -17,20 +17,10 @@ static SluiceAnswer run(SluiceContext *ctx, void *state, const SluiceJob *job) {
         return SLUICE_DONE;
 }
 
-/* Saves a call per job. Every job is committed by itself, since a result belongs to the first job not yet
- * answered: one commit for the lot would give them all to the first. */
-static int run_batch(SluiceContext *ctx, void *state, const SluiceJob *jobs, size_t n) {
-        for (size_t i = 0; i < n; i++)
-                sluice_commit(ctx, 1, run(ctx, state, &jobs[i]));
-
-        return 0;
-}
-
 SLUICE_STAGE_EXPORT const SluiceStage sluice_stage = {
         .abi = SLUICE_STAGE_ABI,
         .name = "identity",
         .summary = "hands every job on unchanged",
         .kind = SLUICE_TRANSFORM,
         .run = run,
-        .run_batch = run_batch,
 };

@@ -1,9 +1,23 @@
 #include "base/program.h"
 
+#include <fcntl.h>
 #include <limits.h>
 #include <string.h>
 
 #include "base/cleanup.h"
+
+int program_guard_standard_fds(void) {
+        for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++) {
+                if (fcntl(fd, F_GETFD) >= 0)
+                        continue;
+                if (errno != EBADF)
+                        return -errno;
+                /* The lowest free number is this one. */
+                if (open("/dev/null", fd == STDIN_FILENO ? O_WRONLY : O_RDONLY) < 0)
+                        return -errno;
+        }
+        return 0;
+}
 
 int program_folder(char **ret) {
         _cleanup_free_ char *path = NULL;

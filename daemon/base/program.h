@@ -7,6 +7,13 @@
  * installation below any prefix and a copy of one all work unconfigured.
  */
 
+/*
+ * Call first in main(). A standard descriptor that was closed would be the
+ * number of the next file opened, and be read or written as input or output.
+ * It is made one on which that fails (EBADF). Returns 0 or a negative errno.
+ */
+int program_guard_standard_fds(void);
+
 /* The folder of the running program, without a trailing slash. Returns 0 (caller frees) or a negative errno. */
 int program_folder(char **ret);
 

@@ -50,12 +50,12 @@ typedef struct Purge {
 
 static void usage(FILE *f) {
         (void)fprintf(
-                f, "Usage: sluicectl purge [-i NAME] [--force]\n"
+                f, "Usage: sluicectl purge -i NAME [--force]\n"
                    "\n"
                    "Removes the queues and runtime files of an instance that is not running, so that its\n"
                    "next start begins from nothing.\n"
                    "\n"
-                   "  -i, --instance NAME  the instance (default: the only one there is)\n"
+                   "  -i, --instance NAME  the instance\n"
                    "      --force          even if there are jobs in them, which are lost\n"
                    "  -h, --help           print this help\n"
                    "\n"
@@ -397,6 +397,11 @@ int purge_main(int argc, char **argv) {
         if (options.help) {
                 usage(stdout);
                 return EXIT_SUCCESS;
+        }
+        /* The only command that cannot be undone does not guess what it is about. */
+        if (!options.instance) {
+                (void)fprintf(stderr, "sluicectl purge: which instance? Name it with -i NAME\n");
+                return EXIT_USAGE;
         }
         code = select_instance(options.instance, false, &instance);
         if (code != EXIT_SUCCESS)

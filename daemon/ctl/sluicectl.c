@@ -6,6 +6,7 @@
 
 #include "base/cleanup.h"
 #include "base/log.h"
+#include "base/program.h"
 #include "ctl/exit.h"
 #include "ctl/purge.h"
 #include "ctl/run.h"
@@ -25,10 +26,13 @@ static void usage(FILE *f) {
         (void)fprintf(f, "Usage: sluicectl COMMAND [OPTION]...\n\nCommands:\n");
         for (size_t i = 0; i < ELEMENTSOF(commands); i++)
                 (void)fprintf(f, "  %-8s %s\n", commands[i].name, commands[i].help);
-        (void)fprintf(f, "\n`sluicectl COMMAND --help` explains one. `sluicectl --version` prints the version.\n");
+        (void)fprintf(
+                f, "\n`sluicectl COMMAND --help` explains one. `sluicectl --version` prints the version.\n");
 }
 
 int main(int argc, char **argv) {
+        if (program_guard_standard_fds() < 0)
+                return EXIT_FAILURE;
         if (argc < 2) {
                 usage(stderr);
                 return EXIT_USAGE;

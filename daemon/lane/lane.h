@@ -84,7 +84,8 @@ const char *lane_step_resume(LaneStep step);
 
 /* Called right after each step's store. Does nothing unless built with crash points. */
 #ifdef SLUICE_CRASH_POINTS
-/* Kills the process (SIGKILL) if SLUICE_CRASH names this step: NAME or NAME:K for the K-th time it is passed. */
+/* Kills the process (SIGKILL) if SLUICE_CRASH names this step: NAME or NAME:K for the K-th time it is passed; with
+ * SLUICE_CRASH_ONCE=FILE only if FILE does not exist, and makes it. */
 void lane_point(LaneStep step);
 #else
 static inline void lane_point(LaneStep step) {
@@ -114,7 +115,7 @@ typedef struct LaneOutput {
 
 /* What the next worker must know. Kept twice; see lane_edit() and lane_flip(). */
 typedef struct LaneProgress {
-        /* Changed by every job: one cache line. */
+        /* Changed by every job: one cache line, see lane_edit_hot(). The spill's bounds and n_failed are not. */
         uint32_t cursor;        /* index of the first job not answered */
         uint32_t cursor_offset; /* of its header, in the input frame */
         uint64_t last_id;       /* id of the job before it, or base_id - 1; a source: the last id given */
@@ -146,9 +147,8 @@ typedef struct LaneProgress {
         LaneOutput others[LANE_OUTPUTS_MAX - 1];
 } LaneProgress;
 
-#define LANE_HOT_BYTES offsetof(LaneProgress, input)
-
-_Static_assert(LANE_HOT_BYTES <= 2 * LANE_CACHE_LINE, "changed by every job");
+_Static_assert(offsetof(LaneProgress, input) == LANE_CACHE_LINE,
+               "what changes with every job is one cache line");
 
 /* What a lane is asked to do, by its supervisor. */
 enum {
@@ -277,14 +277,30 @@ static inline LaneProgress *lane_edit(Lane *lane) {
         return lane->next;
 }
 
-/* The same for steps that change the hot part only. */
+/*
+ * The same for steps that change the hot part only. Copied word by word: a
+ * wider load of what the flip before has just stored in words would have to
+ * wait until it has left the store buffer, three times as long as the job.
+ */
 static inline LaneProgress *lane_edit_hot(Lane *lane) {
+        const LaneProgress *now = lane->now;
+        LaneProgress *next = lane->next;
+
         if (__builtin_expect(!lane->same_cold, false)) {
-                *lane->next = *lane->now;
+                *next = *now;
                 lane->same_cold = true;
-        } else
-                memcpy(lane->next, lane->now, LANE_HOT_BYTES);
-        return lane->next;
+                return next;
+        }
+        next->cursor = now->cursor;
+        next->cursor_offset = now->cursor_offset;
+        next->last_id = now->last_id;
+        next->n_done = now->n_done;
+        next->running = now->running;
+        next->attempts = now->attempts;
+        next->interruptions = now->interruptions;
+        next->first.length = now->first.length;
+        next->first.count = now->first.count;
+        return next;
 }
 
 /* The one store that makes a step true. */

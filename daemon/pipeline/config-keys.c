@@ -15,7 +15,7 @@ const ConfigKey config_keys[] = {
         { CONFIG_TOP, "on_stop", CONFIG_KEY_ENUM, .fallback = "park", .words = "park drain",
           .help = "what a stop does: park waits for the running jobs only, drain finishes all" },
         { CONFIG_TOP, "results", CONFIG_KEY_ENUM, .fallback = "none", .words = "none queue",
-          .help = "where the last stage's results go: nowhere, or to the pipeline's result queue" },
+          .help = "where a service's last results go: nowhere, or to a result queue, which nothing in this version reads" },
         { CONFIG_TOP, "drain_grace", CONFIG_KEY_DURATION, .min = 0, .max = DAY, .fallback = "10s",
           .help = "how long a drain goes on taking jobs that clients submit meanwhile" },
         { CONFIG_TOP, "log_level", CONFIG_KEY_ENUM, .fallback = "info", .words = "err warning notice info debug",
@@ -39,7 +39,7 @@ const ConfigKey config_keys[] = {
         { CONFIG_STAGE, "queue", CONFIG_KEY_GROUP, .group = CONFIG_QUEUE,
           .help = "the stage's job queue" },
         { CONFIG_STAGE, "retry", CONFIG_KEY_GROUP, .group = CONFIG_RETRY,
-          .help = "what happens to jobs that fail but could work another time" },
+          .help = "for jobs that fail but could work another time, and those whose worker died" },
 
         { CONFIG_QUEUE, "depth", CONFIG_KEY_INT, .min = 1, .max = 65536,
           .help = "frames the queue holds; default: planned to fit the kernel's limits" },
@@ -47,9 +47,9 @@ const ConfigKey config_keys[] = {
           .help = "size of a frame, so also the limit of a job; default: planned to fit the kernel's limits" },
 
         { CONFIG_RETRY, "attempts", CONFIG_KEY_INT, .min = 1, .max = 100, .fallback = "3",
-          .help = "how often a job is run at most, the first time included" },
+          .help = "how often a job is run at most, the first time included; then it fails: it is logged and counted" },
         { CONFIG_RETRY, "backoff", CONFIG_KEY_DURATION, .min = 0, .max = DAY, .fallback = "100ms",
-          .help = "pause before the second attempt; doubled for each one after it" },
+          .help = "pause before the second attempt of a job that asks for it; doubled for each one after it; its lane waits" },
         { CONFIG_RETRY, "max_backoff", CONFIG_KEY_DURATION, .min = 0, .max = DAY, .fallback = "1min",
           .help = "the longest pause" },
 };

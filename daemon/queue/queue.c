@@ -75,6 +75,13 @@ static int plan_check_wishes(const QueueLimits *limits, const QueueShape *wishes
                         return QUEUE_E_LIMITS;
                 }
         }
+        if (limits->message_max < FRAME_MIN_BYTES) {
+                (void)snprintf(plan->text, sizeof(plan->text),
+                               "fs.mqueue.msgsize_max = %" PRIu64
+                               " is less than the %d bytes a frame needs; raise it with sysctl",
+                               limits->message_max, FRAME_MIN_BYTES);
+                return QUEUE_E_LIMITS;
+        }
         if (n > limits->queues_max) {
                 (void)snprintf(plan->text, sizeof(plan->text),
                                "%zu queues are more than fs.mqueue.queues_max = %" PRIu64, n,
@@ -82,6 +89,25 @@ static int plan_check_wishes(const QueueLimits *limits, const QueueShape *wishes
                 return QUEUE_E_LIMITS;
         }
         return 0;
+}
+
+/* The largest of them in words, and what they cost. */
+static void plan_describe(const QueueLimits *limits, size_t n, const QueueShape *shapes, QueuePlan *plan) {
+        QueueShape largest = {};
+        char granted[64] = "without a limit";
+
+        for (size_t i = 0; i < n; i++) {
+                largest.depth = MAX(largest.depth, shapes[i].depth);
+                largest.message_bytes = MAX(largest.message_bytes, shapes[i].message_bytes);
+        }
+        if (limits->bytes_max != UINT64_MAX)
+                (void)snprintf(granted, sizeof(granted), "of the %" PRIu64 " that RLIMIT_MSGQUEUE grants",
+                               limits->bytes_max);
+        (void)snprintf(plan->text, sizeof(plan->text),
+                       "%zu queue%s, up to %" PRIu32 " x %" PRIu32 " bytes each, %" PRIu64
+                       " bytes in all %s%s",
+                       n, n == 1 ? "" : "s", largest.depth, largest.message_bytes, plan->sum_bytes, granted,
+                       plan->reduced ? "; raise it (LimitMSGQUEUE= or ulimit -q) for longer queues" : "");
 }
 
 int queue_plan(const QueueLimits *limits, uint64_t budget_bytes, const QueueShape *wishes, size_t n,
@@ -107,11 +133,11 @@ int queue_plan(const QueueLimits *limits, uint64_t budget_bytes, const QueueShap
                 if (open.depth > 4)
                         open.depth--;
                 else if (open.message_bytes > 2048)
-                        open.message_bytes /= 2;
+                        open.message_bytes = MAX(open.message_bytes / 2, (uint32_t)FRAME_MIN_BYTES);
                 else if (open.depth > QUEUE_MIN_DEPTH)
                         open.depth--;
                 else if (open.message_bytes > FRAME_MIN_BYTES)
-                        open.message_bytes /= 2;
+                        open.message_bytes = MAX(open.message_bytes / 2, (uint32_t)FRAME_MIN_BYTES);
                 else {
                         (void)snprintf(
                                 plan->text, sizeof(plan->text),
@@ -124,12 +150,7 @@ int queue_plan(const QueueLimits *limits, uint64_t budget_bytes, const QueueShap
                 plan->reduced = true;
         }
 
-        (void)snprintf(plan->text, sizeof(plan->text),
-                       "%zu queue%s, up to %" PRIu32 " x %" PRIu32 " bytes each, %" PRIu64
-                       " bytes in all of the %" PRIu64 " that RLIMIT_MSGQUEUE grants%s",
-                       n, n == 1 ? "" : "s", open.depth, open.message_bytes, plan->sum_bytes,
-                       limits->bytes_max,
-                       plan->reduced ? "; raise it (LimitMSGQUEUE= or ulimit -q) for longer queues" : "");
+        plan_describe(limits, n, shapes, plan);
         return 0;
 }
 

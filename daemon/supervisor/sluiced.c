@@ -18,6 +18,7 @@
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "base/program.h"
 #include "pipeline/config.h"
 #include "supervisor/instance.h"
 #include "supervisor/plugins.h"
@@ -36,24 +37,24 @@ typedef struct Daemon {
 } Daemon;
 
 static void usage(FILE *f) {
-        (void)fprintf(f,
-                      "Usage: sluiced -c FILE\n"
-                      "       sluiced --check -c FILE\n"
-                      "\n"
-                      "Runs a pipeline of stages as a service, in the foreground.\n"
-                      "\n"
-                      "  -c, --config FILE  the pipeline's configuration\n"
-                      "      --check        check the configuration, print every error as FILE:LINE: message\n"
-                      "                     and what the queues take of the kernel's limits; start nothing\n"
-                      "  -v, --verbose      log at debug level\n"
-                      "      --version      print the version\n"
-                      "  -h, --help         print this help\n"
-                      "\n"
-                      "Signals: SIGTERM does on_stop (park or drain); SIGINT drains, once more parks, a\n"
-                      "third time kills; SIGHUP reopens files. Nothing is lost by any of them.\n"
-                      "\n"
-                      "Exit status: 0 stopped in order, 1 could not run, 2 wrong usage, 3 running already,\n"
-                      "78 bad configuration.\n");
+        (void)fprintf(
+                f, "Usage: sluiced -c FILE\n"
+                   "       sluiced --check -c FILE\n"
+                   "\n"
+                   "Runs a pipeline of stages as a service, in the foreground.\n"
+                   "\n"
+                   "  -c, --config FILE  the pipeline's configuration\n"
+                   "      --check        check the configuration, print every error as FILE:LINE: message\n"
+                   "                     and what the queues take of the kernel's limits; start nothing\n"
+                   "  -v, --verbose      log at debug level\n"
+                   "      --version      print the version\n"
+                   "  -h, --help         print this help\n"
+                   "\n"
+                   "Signals: SIGTERM does on_stop (park or drain); SIGINT drains, once more parks, a\n"
+                   "third time kills; SIGHUP reopens files. Nothing is lost by any of them.\n"
+                   "\n"
+                   "Exit status: 0 stopped in order, 1 could not run, 2 wrong usage, 3 running already,\n"
+                   "78 bad configuration.\n");
 }
 
 static void on_ready(void *userdata) {
@@ -63,8 +64,8 @@ static void on_ready(void *userdata) {
         for (size_t i = 0; i < d->pipeline->n_stages; i++)
                 n_workers += d->pipeline->stages[i].n_workers;
         log_info("Ready: %zu stages, %" PRIu32 " workers", d->pipeline->n_stages, n_workers);
-        (void)sd_notifyf(0, "READY=1\nSTATUS=Running %zu stages with %" PRIu32 " workers.", d->pipeline->n_stages,
-                         n_workers);
+        (void)sd_notifyf(0, "READY=1\nSTATUS=Running %zu stages with %" PRIu32 " workers.",
+                         d->pipeline->n_stages, n_workers);
 }
 
 static void on_end(void *userdata, SupervisorEnd end) {
@@ -189,10 +190,11 @@ static void warn_of_dropped_results(const Pipeline *pipeline) {
         size_t last = pipeline_results_stage(pipeline);
 
         if (last != STAGE_NONE && pipeline->results == RESULTS_NONE)
-                (void)fprintf(stderr,
-                              "%s:%u: warning: the results of `%s` are dropped: end with a sink, or set results = "
-                              "\"queue\"\n",
-                              pipeline->stages[last].file, pipeline->stages[last].line, pipeline->stages[last].name);
+                (void)fprintf(
+                        stderr,
+                        "%s:%u: warning: the results of `%s` are dropped: let the pipeline end with a sink\n",
+                        pipeline->stages[last].file, pipeline->stages[last].line,
+                        pipeline->stages[last].name);
 }
 
 /* Without a plan there is no start, so the check says so, too. */
@@ -211,12 +213,9 @@ static int check_plan(const Pipeline *pipeline, const char *file) {
 int main(int argc, char **argv, char **envp) {
         enum { OPTION_CHECK = 256, OPTION_VERSION };
         static const struct option options[] = {
-                { "config", required_argument, NULL, 'c' },
-                { "check", no_argument, NULL, OPTION_CHECK },
-                { "verbose", no_argument, NULL, 'v' },
-                { "version", no_argument, NULL, OPTION_VERSION },
-                { "help", no_argument, NULL, 'h' },
-                {},
+                { "config", required_argument, NULL, 'c' }, { "check", no_argument, NULL, OPTION_CHECK },
+                { "verbose", no_argument, NULL, 'v' },      { "version", no_argument, NULL, OPTION_VERSION },
+                { "help", no_argument, NULL, 'h' },         {},
         };
         _cleanup_(config_report_done) ConfigReport report = {};
         const char *file = NULL;
@@ -224,6 +223,8 @@ int main(int argc, char **argv, char **envp) {
         Daemon d = {};
         int c, r;
 
+        if (program_guard_standard_fds() < 0)
+                return EXIT_FAILURE;
         setproctitle_init(argc, argv, envp);
         while ((c = getopt_long(argc, argv, "c:vh", options, NULL)) >= 0) {
                 switch (c) {
@@ -248,7 +249,9 @@ int main(int argc, char **argv, char **envp) {
                 }
         }
         if (!file || optind < argc) {
-                (void)fprintf(stderr, file ? "sluiced: unexpected argument: %s\n" : "sluiced: no configuration%s: use -c FILE\n",
+                (void)fprintf(stderr,
+                              file ? "sluiced: unexpected argument: %s\n"
+                                   : "sluiced: no configuration%s: use -c FILE\n",
                               file ? argv[optind] : "");
                 return EXIT_USAGE;
         }

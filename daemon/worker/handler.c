@@ -39,8 +39,8 @@ static void handler_begin_frame(Handler *h, uint64_t id) {
 }
 
 /* Points the context at the room behind the committed results. */
-static void handler_prepare(Handler *h) {
-        LaneOut *out = &h->lane->outs[0];
+static void handler_prepare_context(Handler *h) {
+        const LaneOut *out = &h->lane->outs[0];
         const LaneOutput *o = &h->lane->now->first;
 
         h->n_written = 0;
@@ -50,12 +50,21 @@ static void handler_prepare(Handler *h) {
         if (h->lane->n_outs == 0)
                 return;
 
-        if (o->count == 0)
-                handler_begin_frame(h, h->job.id);
         h->ctx.out = out->buffer + FRAME_HEADER_BYTES + o->length;
         h->ctx.out_end = out->buffer + FRAME_HEADER_BYTES + out->capacity - JOB_HEADER_BYTES;
         h->ctx.quick_max = (uint32_t)frame_payload_max(out->capacity + FRAME_OVERHEAD_BYTES);
         h->spill_at = o->spill_end;
+}
+
+static void handler_prepare(Handler *h) {
+        const LaneOut *out = &h->lane->outs[0];
+
+        handler_prepare_context(h);
+        if (h->lane->n_outs == 0)
+                return;
+
+        if (h->lane->now->first.count == 0)
+                handler_begin_frame(h, h->job.id);
         if (h->stage->kind == SLUICE_TRANSFORM && h->job.credit == JOB_CREDIT_WHOLE &&
             h->job.id == out->last_id + 1)
                 h->quick_given = h->ctx.quick = 1;
@@ -111,7 +120,8 @@ static int handler_unframe(Handler *h) {
         JobSpec job;
         int r;
 
-        frame_job_read(h->lane->outs[0].buffer, (uint32_t)(start - h->lane->outs[0].buffer), 0, false, &first);
+        frame_job_read(h->lane->outs[0].buffer, (uint32_t)(start - h->lane->outs[0].buffer), 0, false,
+                       &first);
         job = (JobSpec){ .data = first.data, .size = first.size, .id = h->job.id, .credit = CREDIT_PENDING };
         r = handler_spill(h, &job);
         if (r < 0)
@@ -207,6 +217,7 @@ static void handler_commit(Handler *h, bool run_next) {
                 p->first.length = (uint32_t)(h->ctx.out - out->buffer) - FRAME_HEADER_BYTES;
                 p->first.count += n;
                 p->first.spill_end = h->spill_at;
+                h->last_bytes = p->first.length - lane->now->first.length;
                 if (n > 0)
                         out->last_id = h->job.id;
         }
@@ -272,7 +283,8 @@ static void handler_fail(Handler *h, const char *why) {
 
         (void)snprintf(text, sizeof(text), "%s", why);
         /* Where jobs are tracked, the submitter is told; otherwise the log is the only place that knows. */
-        log_entry(h->tracked ? LOG_DEBUG : LOG_WARNING, &fields, "Job %" PRIu64 " failed: %s", h->job.id, text);
+        log_entry(h->tracked ? LOG_DEBUG : LOG_WARNING, &fields, "Job %" PRIu64 " failed: %s", h->job.id,
+                  text);
         handler_discard(h);
         handler_count(h, offsetof(LaneProgress, n_failed));
         handler_mark(h, JOB_MARKER_FAILED, text);
@@ -298,8 +310,8 @@ static bool handler_retry(Handler *h) {
         if (h->job.attempts + 1 >= h->spec->retry_attempts) {
                 char text[HANDLER_EXPLANATION_BYTES];
 
-                (void)snprintf(text, sizeof(text), "%.400s (attempt %" PRIu32 " of %" PRIu32 ")", handler_why(h),
-                               h->job.attempts + 1, h->spec->retry_attempts);
+                (void)snprintf(text, sizeof(text), "%.400s (attempt %" PRIu32 " of %" PRIu32 ")",
+                               handler_why(h), h->job.attempts + 1, h->spec->retry_attempts);
                 handler_fail(h, text);
                 return false;
         }
@@ -348,6 +360,10 @@ static bool handler_answer(Handler *h, SluiceAnswer answer, bool run_next) {
 }
 
 /* ---- running ---- */
+
+static inline bool is_plain(const uint8_t *header) {
+        return load_u32(header) <= JOB_SIZE_MAX;
+}
 
 /* Marked as running in its own flip, unless the commit before did it. */
 static void handler_mark_running(Handler *h) {
@@ -400,7 +416,8 @@ static bool handler_pass_over(Handler *h) {
                 (void)snprintf(text, sizeof(text), "its worker died %" PRIu32 " times while running it",
                                h->job.attempts);
         else if (h->job.interruptions >= HANDLER_INTERRUPTIONS_MAX)
-                (void)snprintf(text, sizeof(text), "it was interrupted %" PRIu32 " times by the end of the service",
+                (void)snprintf(text, sizeof(text),
+                               "it was interrupted %" PRIu32 " times by the end of the service",
                                h->job.interruptions);
         else
                 return false;
@@ -418,8 +435,13 @@ static void handler_export(const FrameJob *job, SluiceJob *ret) {
         };
 }
 
+/* The spill must be empty when a job begins. A frame that would not hold another result like the last one is full:
+ * sent now, it saves that result the way through the spill. */
 static bool handler_must_flush(const Handler *h) {
-        return h->lane->now->first.spill_end > h->lane->now->first.spill_begin;
+        const LaneOutput *o = &h->lane->now->first;
+
+        return o->spill_end > o->spill_begin ||
+               (o->count > 0 && h->lane->outs[0].capacity - o->length < h->last_bytes);
 }
 
 static HandlerState handler_run_one(Handler *h, bool run_next) {
@@ -436,6 +458,18 @@ static HandlerState handler_run_one(Handler *h, bool run_next) {
         return handler_must_flush(h) ? HANDLER_FLUSH : HANDLER_GO;
 }
 
+/* Moves `p` past the next n jobs of the batch. */
+static void handler_step_past_batch(const Handler *h, LaneProgress *p, size_t n) {
+        const SluiceJob *last = &h->batch[h->n_answered + n - 1];
+        FrameJob job = {
+                .id = last->id,
+                .next = (uint32_t)((const uint8_t *)last->data - h->lane->input + last->size),
+        };
+
+        p->cursor += (uint32_t)n - 1;
+        lane_step_past(p, &job);
+}
+
 /*
  * Sinks: n answers and the position that goes with all of them, in one flip.
  * handler_gather() has seen to it that the notes of tracked jobs fit.
@@ -445,18 +479,17 @@ static void handler_commit_group(Handler *h, size_t n) {
         LaneProgress *p = lane_edit(lane);
         uint32_t count = 0;
 
-        for (size_t i = 0; i < n; i++) {
+        for (size_t i = 0; h->tracked && lane->n_outs > 0 && i < n; i++) {
+                h->job.id = h->batch[h->n_answered + i].id;
                 if (i > 0)
-                        frame_job_read(lane->input, p->cursor_offset, p->last_id, false, &h->job);
-                if (h->tracked && lane->n_outs > 0) {
-                        h->n_written = 0;
-                        handler_mark(h, JOB_MARKER_DROPPED, "");
-                        assert(h->n_written == 1);
-                        lane->outs[0].last_id = h->job.id;
-                        count++;
-                }
-                lane_step_past(p, &h->job);
+                        h->job.credit = JOB_CREDIT_WHOLE; /* handler_gather() sees to it */
+                h->n_written = 0;
+                handler_mark(h, JOB_MARKER_DROPPED, "");
+                assert(h->n_written == 1);
+                lane->outs[0].last_id = h->job.id;
+                count++;
         }
+        handler_step_past_batch(h, p, n);
         if (count > 0) {
                 p->first.length = (uint32_t)(h->ctx.out - lane->outs[0].buffer) - FRAME_HEADER_BYTES;
                 p->first.count += count;
@@ -520,12 +553,25 @@ static uint32_t handler_gather(Handler *h, uint32_t n, SluiceJob *jobs) {
         n = MIN(n, MIN(h->lane->now->end - h->lane->now->cursor, handler_room_for_notes(h)));
         for (;;) {
                 handler_export(&job, &jobs[count++]);
-                if (count >= n || h->lane->raw)
-                        return count;
                 offset = job.next;
                 id = job.id;
+                /* Nearly all: nothing is said about them but their size. */
+                for (; count < n && !h->lane->raw && is_plain(h->lane->input + offset); count++) {
+                        uint32_t size = load_u32(h->lane->input + offset);
+
+                        jobs[count] = (SluiceJob){
+                                .data = h->lane->input + offset + JOB_HEADER_BYTES,
+                                .size = size,
+                                .id = ++id,
+                                .attempt = 1,
+                        };
+                        offset += JOB_HEADER_BYTES + size;
+                }
+                if (count >= n || h->lane->raw)
+                        return count;
                 frame_job_read(h->lane->input, offset, id, false, &job);
-                if ((job.flags & JOB_MARKER) || job.attempts > 0 || job.interruptions > 0)
+                if ((job.flags & JOB_MARKER) || job.attempts > 0 || job.interruptions > 0 ||
+                    job.credit != JOB_CREDIT_WHOLE)
                         return count;
         }
 }
@@ -537,6 +583,7 @@ static HandlerState handler_run_batch(Handler *h, uint32_t n, uint32_t *ret_n) {
         *ret_n = 0;
         if (handler_room_for_notes(h) == 0)
                 return HANDLER_FLUSH;
+        h->batch = jobs;
         h->n_batch = handler_gather(h, MIN(n, (uint32_t)HANDLER_BATCH), jobs);
         h->n_answered = 0;
         handler_prepare(h);
@@ -559,38 +606,151 @@ static HandlerState handler_run_batch(Handler *h, uint32_t n, uint32_t *ret_n) {
         return handler_must_flush(h) ? HANDLER_FLUSH : HANDLER_GO;
 }
 
+/*
+ * Plain jobs: run for the first time, in a frame, with nothing said about them
+ * but their size. Nearly all are, so this loop does with a few stores what
+ * handler_run_one() does for any; whatever is unusual goes there.
+ *
+ * What one job leaves for the next is kept in variables: read back from the
+ * record, it would make each job wait for the stores of the one before.
+ */
+/* Runs and commits plain jobs until one is unusual or `n` are done. Returns how many. */
+static uint32_t handler_run_plain(Handler *h, uint32_t n) {
+        Lane *lane = h->lane;
+        LaneOut *out = &lane->outs[0];
+        LaneProgress *now = lane->now, *next;
+        bool transform = h->stage->kind == SLUICE_TRANSFORM && lane->n_outs > 0;
+        uint8_t *jobs_begin = transform ? out->buffer + FRAME_HEADER_BYTES : NULL;
+        uint32_t cursor = now->cursor, end = now->end, offset = now->cursor_offset;
+        uint32_t length = now->first.length, count = now->first.count, done = 0;
+        uint64_t last_id = now->last_id, n_done = now->n_done, out_last_id = transform ? out->last_id : 0;
+        uint32_t capacity = transform ? out->capacity : 0;
+        bool running = now->running, full = false;
+
+        if (lane->raw || (lane->n_outs > 0 && !transform) || now->attempts > 0 || now->interruptions > 0 ||
+            now->first.spill_end > 0)
+                return 0;
+
+        handler_prepare_context(h);
+        h->job = (FrameJob){ .credit = JOB_CREDIT_WHOLE };
+
+        while (done < n && !full && cursor < end && is_plain(lane->input + offset)) {
+                const uint8_t *header = lane->input + offset;
+                SluiceJob job = {
+                        .data = header + JOB_HEADER_BYTES,
+                        .size = load_u32(header),
+                        .id = last_id + 1,
+                        .attempt = 1,
+                };
+                SluiceAnswer answer;
+
+                if (transform) {
+                        if (count == 0) {
+                                handler_begin_frame(h, job.id);
+                                out_last_id = job.id - 1;
+                        }
+                        if (out_last_id + 1 != job.id)
+                                break; /* its id must be spelled out */
+                        h->ctx.out = jobs_begin + length;
+                        h->quick_given = h->ctx.quick = 1;
+                }
+                offset += JOB_HEADER_BYTES + (uint32_t)job.size;
+                h->job.id = job.id;
+                h->job.data = job.data;
+                h->job.size = (uint32_t)job.size;
+                h->job.next = offset;
+                if (!running || !lane->same_cold)
+                        handler_mark_running(h);
+                answer = h->stage->run(&h->ctx, h->state, &job);
+                lane_point(LANE_RUN_HANDLER);
+
+                if (__builtin_expect(answer != SLUICE_DONE || h->n_written > 0 || h->n_spilled > 0 ||
+                                             h->position_set || (h->tracked && h->ctx.quick > 0) ||
+                                             !lane->same_cold,
+                                     false)) {
+                        h->plain_answer = answer;
+                        h->plain_pending = true;
+                        break;
+                }
+
+                if (transform && h->ctx.quick == 0) {
+                        h->last_bytes = (uint32_t)(h->ctx.out - jobs_begin) - length;
+                        length += h->last_bytes;
+                        count++;
+                        out->last_id = out_last_id = job.id;
+                }
+                done++;
+                cursor++;
+                last_id = job.id;
+                n_done++;
+                full = transform && capacity - length < h->last_bytes;
+                running = done < n && !full && cursor < end && is_plain(lane->input + offset) &&
+                          (!transform || count == 0 || out_last_id == job.id);
+
+                next = lane->next;
+                next->cursor = cursor;
+                next->cursor_offset = offset;
+                next->last_id = last_id;
+                next->n_done = n_done;
+                next->running = running;
+                next->attempts = 0;
+                next->interruptions = 0;
+                next->first.length = length;
+                next->first.count = count;
+                lane_flip(lane);
+                lane_point(LANE_COMMIT_FLIP);
+        }
+        return done;
+}
+
+/* What handler_run_plain() left half done: the job has run, its answer is not taken. */
+static HandlerState handler_finish_plain(Handler *h) {
+        h->plain_pending = false;
+        if (!handler_answer(h, h->plain_answer, false))
+                return HANDLER_WAIT;
+        return handler_must_flush(h) ? HANDLER_FLUSH : HANDLER_GO;
+}
+
+/* One job, or several in a stage that takes them so. */
+static HandlerState handler_run_some(Handler *h, uint32_t n, uint32_t *ret_n) {
+        *ret_n = 1;
+        lane_job(h->lane, &h->job);
+        if (__builtin_expect((h->job.flags & JOB_MARKER) || h->job.attempts > 0 || h->job.interruptions > 0,
+                             false) &&
+            handler_pass_over(h))
+                return handler_must_flush(h) ? HANDLER_FLUSH : HANDLER_GO;
+        if (h->stage->run_batch)
+                return handler_run_batch(h, n, ret_n);
+        return handler_run_one(h, false);
+}
+
 /* A few times the coarsest tick (10 ms at HZ=100) would be late; one tick and a half of the usual 4 ms is not. */
 #define SLOW_NSEC (6 * NSEC_PER_MSEC)
 
+/* Plain jobs between two looks at the coarse clock, which costs as much as one of them. */
+#define PLAIN_STRIDE 16
+
 HandlerState handler_run(Handler *h, uint32_t n, uint32_t *ret_n) {
         uint64_t start = n > 1 ? clock_coarse_nsec() : 0;
-        uint32_t done = 0;
+        HandlerState state = HANDLER_GO;
+        uint32_t done = 0, count;
 
         h->retrying = false;
-        while (done < n && lane_has_job(h->lane)) {
-                HandlerState state = HANDLER_GO;
-                uint32_t count = 1;
-
-                lane_job(h->lane, &h->job);
-                if (__builtin_expect((h->job.flags & JOB_MARKER) || h->job.attempts > 0 || h->job.interruptions > 0,
-                                     false) &&
-                    handler_pass_over(h))
-                        state = handler_must_flush(h) ? HANDLER_FLUSH : HANDLER_GO;
-                else if (h->stage->run_batch)
-                        state = handler_run_batch(h, n - done, &count);
-                else
-                        /* Every fourth job looks at the clock, so its commit must not start the next. */
-                        state = handler_run_one(h, done + 1 < n && (done & 3) != 3);
+        while (done < n && lane_has_job(h->lane) && state == HANDLER_GO) {
+                count = h->stage->run_batch ? 0 : handler_run_plain(h, MIN(n - done, (uint32_t)PLAIN_STRIDE));
+                if (h->plain_pending) {
+                        state = handler_finish_plain(h);
+                        count++;
+                } else if (count == 0)
+                        state = handler_run_some(h, n - done, &count);
+                else if (handler_must_flush(h))
+                        state = HANDLER_FLUSH;
                 done += count;
-                if (state != HANDLER_GO) {
-                        *ret_n = done;
-                        return state;
-                }
-                if (((done & 3) == 0 || h->stage->run_batch) && n > 1 && clock_coarse_nsec() - start > SLOW_NSEC)
+                if (n > 1 && clock_coarse_nsec() - start > SLOW_NSEC)
                         break;
         }
         *ret_n = done;
-        return HANDLER_GO;
+        return state;
 }
 
 HandlerState handler_produce(Handler *h) {
@@ -762,7 +922,8 @@ static const SluiceHost handler_host = {
         .stopping = host_stopping,
 };
 
-int handler_open(Handler *h, Lane *lane, const WorkerSpec *spec, const int carry[2], volatile const bool *stopping) {
+int handler_open(Handler *h, Lane *lane, const WorkerSpec *spec, const int carry[2],
+                 volatile const bool *stopping) {
         int r;
 
         *h = (Handler){

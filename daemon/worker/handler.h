@@ -8,9 +8,9 @@
  * into one flip of the lane's record each. Nothing here touches a queue.
  */
 
+#include <sluice/stage.h>
 #include <stdbool.h>
 #include <stdint.h>
-#include <sluice/stage.h>
 
 #include "lane/lane.h"
 #include "worker/worker_proto.h"
@@ -45,17 +45,22 @@ typedef struct Handler {
         uint32_t position_size;
         uint8_t position[LANE_POSITION_BYTES];
 
-        uint32_t n_batch;    /* jobs handed to run_batch() */
-        uint32_t n_answered; /* of them */
-        bool retrying;       /* the job at the cursor is to run again ... */
-        uint64_t retry_usec; /* ... after this long */
+        uint32_t last_bytes; /* what the last job added to the frame */
+        bool plain_pending;  /* a plain job has run and was answered in an unusual way */
+        SluiceAnswer plain_answer;
+        const SluiceJob *batch; /* what run_batch() was handed */
+        uint32_t n_batch;       /* jobs handed to run_batch() */
+        uint32_t n_answered;    /* of them */
+        bool retrying;          /* the job at the cursor is to run again ... */
+        uint64_t retry_usec;    /* ... after this long */
 } Handler;
 
 /*
  * Loads the plugin of `spec` and runs its init(). `stopping` is read by
  * sluice_stopping(). Returns 0, or a negative errno after logging why.
  */
-int handler_open(Handler *h, Lane *lane, const WorkerSpec *spec, const int carry[2], volatile const bool *stopping);
+int handler_open(Handler *h, Lane *lane, const WorkerSpec *spec, const int carry[2],
+                 volatile const bool *stopping);
 
 /* Orderly end: runs fini(). */
 void handler_close(Handler *h);

@@ -80,6 +80,7 @@ static void frame_reset(FakeHost *h) {
         h->ctx.out = h->frame;
         h->ctx.out_end = h->frame + h->n_frame - 4;
         h->ctx.quick = emits ? h->max_jobs : 0;
+        h->ctx.quick_max = (uint32_t)(h->n_frame - 4);
 }
 
 /* Moves the frame's jobs behind the committed results. */

@@ -1,0 +1,204 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * actor: does what its job tells it to. For tests of everything that can
+ * become of a job.
+ *
+ *     emit N TEXT      N results: TEXT; more than one get "TEXT 1", "TEXT 2", ...
+ *     N x              the same, short: N results "x 1", "x 2", ...
+ *     grow N           a result of N bytes
+ *     drop             drops it
+ *     drop-emitted     emits a result, then drops the job
+ *     fail TEXT        fails with TEXT
+ *     fail-silently    fails without saying why
+ *     retry TEXT       asks for another attempt, always
+ *     retry-until N    the same, until attempt N, which emits "attempt N"
+ *     segv, abort, exit N, _exit N, kill
+ *                      ends its process in this way
+ *     die-until N      dies before attempt N, which emits "attempt N"
+ *     hang             waits until it is killed
+ *     sleep MS         takes its time, then emits itself
+ *
+ * Everything else is handed on unchanged. Built a second time as batch-actor,
+ * where a batch is taken and answered job by job.
+ */
+
+#include <inttypes.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <sluice/stage.h>
+
+static void sleep_msec(uint64_t msec) {
+        struct timespec ts = { .tv_sec = (time_t)(msec / 1000), .tv_nsec = (long)(msec % 1000) * 1000000 };
+
+        while (nanosleep(&ts, &ts) < 0)
+                ;
+}
+
+static int is(const char *text, const char *word, const char **ret_rest) {
+        size_t n = strlen(word);
+
+        if (strncmp(text, word, n) != 0 || (text[n] != '\0' && text[n] != ' '))
+                return 0;
+        *ret_rest = text[n] == ' ' ? text + n + 1 : text + n;
+        return 1;
+}
+
+static SluiceAnswer emit(SluiceContext *ctx, const char *text, size_t size) {
+        int error = sluice_emit(ctx, text, size);
+
+        if (error == 0)
+                return SLUICE_DONE;
+        sluice_explain(ctx, "cannot emit %zu bytes: %s", size, strerror(-error));
+        return SLUICE_FAIL;
+}
+
+static SluiceAnswer emit_several(SluiceContext *ctx, unsigned long n, const char *text) {
+        SluiceAnswer answer = SLUICE_DONE;
+
+        if (n == 1)
+                return emit(ctx, text, strlen(text));
+        for (unsigned long i = 1; i <= n && answer == SLUICE_DONE; i++) {
+                char result[8192];
+                int size = snprintf(result, sizeof(result), "%s %lu", text, i);
+
+                answer = emit(ctx, result, (size_t)size);
+        }
+        return answer;
+}
+
+static SluiceAnswer emit_large(SluiceContext *ctx, size_t size) {
+        SluiceAnswer answer;
+        char *text = malloc(size + 1);
+
+        if (!text)
+                return SLUICE_FAIL;
+        memset(text, 'x', size);
+        answer = emit(ctx, text, size);
+        free(text);
+        return answer;
+}
+
+static SluiceAnswer emit_attempt(SluiceContext *ctx, const SluiceJob *job) {
+        char text[32];
+
+        return emit(ctx, text, (size_t)snprintf(text, sizeof(text), "attempt %" PRIu32, job->attempt));
+}
+
+static void die(const char *how) {
+        const char *rest;
+
+        if (is(how, "segv", &rest))
+                (void)raise(SIGSEGV); /* as a real one would: a sanitizer's handler has its say */
+        else if (is(how, "abort", &rest))
+                abort();
+        else if (is(how, "kill", &rest))
+                (void)raise(SIGKILL);
+        else if (is(how, "exit", &rest))
+                exit(atoi(rest));
+        else if (is(how, "_exit", &rest))
+                _exit(atoi(rest));
+}
+
+static SluiceAnswer act(SluiceContext *ctx, const SluiceJob *job) {
+        const char *rest;
+        char text[8192], *end;
+        unsigned long n;
+
+        if (job->size >= sizeof(text))
+                return emit(ctx, job->data, job->size);
+        if (job->size > 0)
+                memcpy(text, job->data, job->size);
+        text[job->size] = '\0';
+
+        die(text);
+        if (is(text, "emit", &rest)) {
+                n = strtoul(rest, &end, 10);
+                return emit_several(ctx, n, *end == ' ' ? end + 1 : end);
+        }
+        if (is(text, "grow", &rest))
+                return emit_large(ctx, strtoul(rest, NULL, 10));
+        if (is(text, "drop", &rest))
+                return SLUICE_DROP;
+        if (is(text, "drop-emitted", &rest)) {
+                (void)emit(ctx, "never seen", 10);
+                return SLUICE_DROP;
+        }
+        if (is(text, "fail", &rest)) {
+                sluice_explain(ctx, "%s", rest);
+                return SLUICE_FAIL;
+        }
+        if (is(text, "fail-silently", &rest))
+                return SLUICE_FAIL;
+        if (is(text, "retry", &rest)) {
+                sluice_explain(ctx, "%s", rest);
+                return SLUICE_RETRY;
+        }
+        if (is(text, "retry-until", &rest))
+                return job->attempt < strtoul(rest, NULL, 10) ? SLUICE_RETRY : emit_attempt(ctx, job);
+        if (is(text, "die-until", &rest)) {
+                if (job->attempt < strtoul(rest, NULL, 10))
+                        (void)raise(SIGKILL);
+                return emit_attempt(ctx, job);
+        }
+        if (is(text, "hang", &rest))
+                for (;;)
+                        (void)pause();
+        if (is(text, "sleep", &rest))
+                sleep_msec(strtoul(rest, NULL, 10));
+        else if (job->size > 2) {
+                n = strtoul(text, &end, 10);
+                if (end > text && strcmp(end, " x") == 0)
+                        return emit_several(ctx, n, "x");
+        }
+        return emit(ctx, job->data, job->size);
+}
+
+static int init(SluiceContext *ctx, void **state) {
+        uint64_t *msec = malloc(sizeof(*msec));
+
+        if (!msec)
+                return -1;
+        *msec = (uint64_t)sluice_setting_int(ctx, "sleep") / 1000;
+        *state = msec;
+        return 0;
+}
+
+#ifdef BATCH
+static int run_batch(SluiceContext *ctx, void *state, const SluiceJob *jobs, size_t n) {
+        for (size_t i = 0; i < n; i++) {
+                sleep_msec(*(uint64_t *)state);
+                sluice_commit(ctx, 1, act(ctx, &jobs[i]));
+        }
+        return 0;
+}
+#else
+static SluiceAnswer run(SluiceContext *ctx, void *state, const SluiceJob *job) {
+        sleep_msec(*(uint64_t *)state);
+        return act(ctx, job);
+}
+#endif
+
+static const SluiceSetting settings[] = {
+        { "sleep", SLUICE_DURATION, "0", 0, 60000000, "how long each job takes" },
+        {},
+};
+
+SLUICE_STAGE_EXPORT const SluiceStage sluice_stage = {
+        .abi = SLUICE_STAGE_ABI,
+        .kind = SLUICE_TRANSFORM,
+        .summary = "does what its job tells it to",
+        .settings = settings,
+        .init = init,
+        .fini = free,
+#ifdef BATCH
+        .name = "batch-actor",
+        .run_batch = run_batch,
+#else
+        .name = "actor",
+        .run = run,
+#endif
+};

@@ -1,0 +1,196 @@
+"""kill -9 at random moments: every number comes out exactly once.
+
+The seed is printed; SLUICE_SEED=N repeats its choices (the moments stay the machine's).
+SLUICE_TEST_NUMBERS is how many numbers pass.
+"""
+
+import os
+import random
+import signal
+import time
+
+import pytest
+from harness import DEADLINE, SLUICECTL, check_each_once, kill, numbers_in, stage, wait_for, workers_of
+
+COUNT = int(os.environ.get("SLUICE_TEST_NUMBERS", "5000000"))
+
+
+@pytest.fixture
+def chance():
+    seed = int(os.environ.get("SLUICE_SEED") or time.time_ns() % 1000000)
+    print(f"SLUICE_SEED={seed}")
+    return random.Random(seed)
+
+
+class Killer:
+    """Kills workers of a supervisor, but no lane three times in 200 ms: that would be a stage that cannot start."""
+
+    def __init__(self, chance):
+        self.chance = chance
+        self.kills = {}
+        self.n = 0
+
+    def strike(self, pid):
+        workers = workers_of(pid)
+        now = time.monotonic()
+        fair = [w for w, lane in workers.items() if len(self.kills.get(lane, [])) < 2 or now - self.kills[lane][-2] > 0.2]
+        if not fair:
+            return
+        victim = self.chance.choice(sorted(fair))
+        if kill(victim):
+            self.kills.setdefault(workers[victim], []).append(now)
+            self.n += 1
+
+    def pause(self):
+        time.sleep(self.chance.uniform(0.001, 0.03))
+
+
+def prime_pipeline(world, count=COUNT, workers=2):
+    return world.service(
+        stage("range", {"from": 1, "to": count}, name="numbers"),
+        stage("prime", workers=workers),
+        stage("identity", workers=workers),
+        stage("file", {"path": world.path("out")}, name="report"),
+    )
+
+
+def n_lines(world, last=[None, 0, 0]):
+    """Counts newlines, only in what has been added since it last looked."""
+    path = world.path("out")
+    if last[0] != path:
+        last[:] = [path, 0, 0]
+    try:
+        size = os.stat(path).st_size
+    except FileNotFoundError:
+        return 0
+    if size < last[1]:
+        last[:] = [path, 0, 0]
+    with open(path, "rb") as f:
+        f.seek(last[1])
+        data = f.read()
+    last[1] += len(data)
+    last[2] += data.count(b"\n")
+    return last[2]
+
+
+def wait_until_done(world, count=COUNT, meanwhile=lambda: None):
+    """Until the file has all lines, or no longer grows: then what is missing is told by whoever checks it."""
+    most, since = -1, time.monotonic()
+    while n_lines(world) < count:
+        meanwhile()
+        if n_lines(world) > most:
+            most, since = n_lines(world), time.monotonic()
+        if time.monotonic() - since > DEADLINE / 2:
+            return
+        time.sleep(0.005)
+
+
+def expected_primes(count):
+    sieve = bytearray([1]) * (count + 1)
+    sieve[0:2] = b"\0\0"
+    for i in range(2, int(count**0.5) + 1):
+        if sieve[i]:
+            sieve[i * i :: i] = bytes(len(range(i * i, count + 1, i)))
+    return sum(sieve)
+
+
+def check_output(data):
+    check_each_once(data, 1, COUNT)
+    assert data.count(b" prime\n") == expected_primes(COUNT)
+
+
+def test_workers_of_a_service_killed_at_random(world, chance):
+    service = prime_pipeline(world).start()
+    killer = Killer(chance)
+
+    def strike():
+        killer.strike(service.pid)
+        killer.pause()
+
+    wait_until_done(world, meanwhile=strike)
+    service.stop(signal.SIGINT)
+    print(f"{killer.n} kills")
+    check_output(world.read("out"))
+    assert killer.n >= 10
+
+
+def test_workers_of_a_run_killed_at_random(world, chance):
+    job = world.start(SLUICECTL, "run", "--workers", "2", f"range:from=1,to={COUNT}", "prime", "identity")
+    killer = Killer(chance)
+    while job.process.poll() is None:
+        killer.strike(job.pid)
+        killer.pause()
+    outcome = job.wait()
+    print(f"{killer.n} kills")
+    assert outcome.code == 0, outcome
+    check_output(outcome.out)
+    assert killer.n >= 10
+
+
+def test_workers_of_a_run_with_lines_killed_at_random(world, chance):
+    count = COUNT // 5
+    path = world.write("in", "".join(f"{n}\n" for n in range(1, count + 1)))
+    with open(path, "rb") as f:
+        job = world.start(SLUICECTL, "run", "--keep-order", "--workers", "2", "identity", "prime", stdin=f)
+    killer = Killer(chance)
+    while job.process.poll() is None:
+        killer.strike(job.pid)
+        killer.pause()
+    outcome = job.wait()
+    print(f"{killer.n} kills")
+    assert outcome.code == 0, outcome
+    assert numbers_in(outcome.out) == list(range(1, count + 1))
+
+
+def test_the_supervisor_killed_again_and_again(world, chance):
+    service = prime_pipeline(world)
+    for n in range(6):
+        service.start()
+        aim = min(COUNT, n_lines(world) + int(COUNT * chance.uniform(0.02, 0.2)))
+        wait_for(lambda: n_lines(world) >= aim, "some more lines")
+        service.kill()
+    service.start()
+    wait_until_done(world)
+    service.stop(signal.SIGINT)
+    check_output(world.read("out"))
+
+
+def test_supervisor_and_workers_killed_while_it_starts(world, chance):
+    """Kills long before and right after it is ready, where resume is at work."""
+    count = COUNT // 10
+    service = prime_pipeline(world, count)
+    for n in range(8):
+        service.start(ready=False)
+        time.sleep(chance.uniform(0, 0.06))
+        for worker in list(service.workers())[: chance.randrange(3)]:
+            kill(worker)
+        service.kill()
+    service.start()
+    wait_until_done(world, count)
+    service.stop(signal.SIGINT)
+    check_each_once(world.read("out"), 1, count)
+
+
+def test_jobs_of_clients_survive_kills_of_everything(world, chance):
+    """Not from a source, so every job is in a queue or a record, or it is lost."""
+    count = COUNT // 10
+    service = world.service(
+        stage("identity", workers=2), stage("prime", workers=3), stage("file", {"path": world.path("out")})
+    )
+    service.start()
+    path = world.write("in", "".join(f"{n}\n" for n in range(1, count + 1)))
+    submitter = world.start(SLUICECTL, "submit", "-i", service.name, "-f", path, env=service.env)
+    killer = Killer(chance)
+    n_restarts = 0
+    while submitter.process.poll() is None:
+        killer.strike(service.pid)
+        killer.pause()
+        if n_restarts < 4 and n_lines(world) > count * (n_restarts + 1) // 6:
+            service.kill()
+            service.start()
+            n_restarts += 1
+    assert submitter.wait().code == 0, submitter.err()
+    wait_until_done(world, count)
+    service.stop(signal.SIGINT)
+    print(f"{killer.n} kills of workers, {n_restarts} of the supervisor")
+    check_each_once(world.read("out"), 1, count)
