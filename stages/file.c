@@ -329,7 +329,8 @@ static int reopen(SluiceContext *ctx, void *state) {
 static const SluiceSetting settings[] = {
         { "path", SLUICE_STRING, NULL, 0, 0, "file to append to; \"-\" is standard output" },
         { "newline", SLUICE_BOOL, "true", 0, 0, "end each job with a newline" },
-        { "permissions", SLUICE_STRING, "0644", 0, 0, "permissions of a file it creates, octal, less the umask" },
+        { "permissions", SLUICE_STRING, "0644", 0, 0,
+          "permissions of a file it creates, octal, less the umask" },
         { "sync", SLUICE_BOOL, "false", 0, 0, "have each batch on the disk before its jobs are done" },
         {},
 };

@@ -228,7 +228,8 @@ static void take_marker(Collector *c, const FrameJob *job) {
         switch (job->data[0]) {
         case JOB_MARKER_FAILED:
                 atomic_fetch_add_explicit(&c->counts.n_failed, 1, memory_order_relaxed);
-                c->options.on_failure(c->options.userdata, job->id, (const char *)job->data + 1, job->size - 1);
+                c->options.on_failure(c->options.userdata, job->id, (const char *)job->data + 1,
+                                      job->size - 1);
                 break;
         case JOB_MARKER_DROPPED:
                 atomic_fetch_add_explicit(&c->counts.n_dropped, 1, memory_order_relaxed);

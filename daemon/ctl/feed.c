@@ -120,8 +120,8 @@ int feeder_start(const FeedOptions *options, Feeder **ret) {
         f->stop_fd = eventfd(0, EFD_CLOEXEC);
         if (f->stop_fd < 0)
                 return -errno;
-        r = lines_new(options->in_fd, &(LinesOptions){ .delimiter = options->delimiter, .stop_fd = f->stop_fd },
-                      &f->lines);
+        r = lines_new(options->in_fd,
+                      &(LinesOptions){ .delimiter = options->delimiter, .stop_fd = f->stop_fd }, &f->lines);
         if (r < 0)
                 return r;
         r = submitter_new(options->queue, options->key, &f->submitter);

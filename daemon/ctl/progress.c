@@ -42,8 +42,8 @@ const char *progress_duration(double seconds, char *text, size_t n_text) {
 static int format_json(const ProgressNow *now, char *text, size_t n_text) {
         double eta = progress_eta(now);
         int n = snprintf(text, n_text,
-                         "{\"done\":%" PRIu64 ",\"failed\":%" PRIu64 ",\"seconds\":%.3f,\"rate\":%.1f", now->n_done,
-                         now->n_failed, now->seconds, now->rate);
+                         "{\"done\":%" PRIu64 ",\"failed\":%" PRIu64 ",\"seconds\":%.3f,\"rate\":%.1f",
+                         now->n_done, now->n_failed, now->seconds, now->rate);
 
         if (now->fraction >= 0)
                 n += snprintf(text + n, n_text - (size_t)n, ",\"fraction\":%.4f", now->fraction);
@@ -57,7 +57,8 @@ static int format_bar(const ProgressNow *now, unsigned columns, char *text, size
         double eta = progress_eta(now);
         int n, width;
 
-        n = snprintf(left, sizeof(left), "%s done  %s/s  %s%s", progress_count((double)now->n_done, done, sizeof(done)),
+        n = snprintf(left, sizeof(left), "%s done  %s/s  %s%s",
+                     progress_count((double)now->n_done, done, sizeof(done)),
                      progress_count(now->rate, rate, sizeof(rate)), eta >= 0 ? "ETA " : "",
                      progress_duration(eta >= 0 ? eta : now->seconds, time, sizeof(time)));
         if (now->n_failed > 0)
@@ -73,7 +74,8 @@ static int format_bar(const ProgressNow *now, unsigned columns, char *text, size
         return snprintf(text, n_text, "%3d%% [%s] %s", (int)(now->fraction * 100), bar, left);
 }
 
-int progress_format(ProgressStyle style, const ProgressNow *now, unsigned columns, char *text, size_t n_text) {
+int progress_format(ProgressStyle style, const ProgressNow *now, unsigned columns, char *text,
+                    size_t n_text) {
         switch (style) {
         case PROGRESS_JSON:
                 return format_json(now, text, n_text);

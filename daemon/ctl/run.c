@@ -69,35 +69,36 @@ typedef struct Run {
 } Run;
 
 static void usage(FILE *f) {
-        (void)fprintf(f,
-                      "Usage: sluicectl run [OPTION]... STAGE[:KEY=VALUE,...] [STAGE...] < input > output\n"
-                      "       sluicectl run [OPTION]... -c FILE < input > output\n"
-                      "\n"
-                      "Runs a pipeline once, in the foreground: each input line is a job, each result a line\n"
-                      "of output. If the first stage is a source, the run ends when the source does; if the\n"
-                      "last is a sink, only the summary is printed. Results come as they are ready.\n"
-                      "\n"
-                      "  -c, --config FILE    the stages of a configuration file\n"
-                      "  -k, --keep-order     results in the order of their input lines\n"
-                      "  -j, --workers N      workers for every stage named (default: the processors there are;\n"
-                      "                       STAGE:workers=N for one)\n"
-                      "      --mode MODE      how handlers run: process\n"
-                      "  -0, --null           input and output are separated by NUL, not newline\n"
-                      "      --progress HOW   bar, json (a line of JSON twice a second), none; default: a bar\n"
-                      "                       if standard error is a terminal\n"
-                      "  -q, --quiet          no summary, no bar, warnings and errors only\n"
-                      "  -v, --verbose        log at debug level\n"
-                      "  -h, --help           print this help\n"
-                      "\n"
-                      "Failed jobs go to standard error as `line N: MESSAGE`. Interrupt once to stop reading\n"
-                      "and finish, twice to stop now.\n"
-                      "\n"
-                      "Exit status: 0 every job succeeded, 1 a job failed or the run could not go on, 2 wrong\n"
-                      "usage, 78 bad configuration, 130 interrupted.\n"
-                      "\n"
-                      "  seq 1 999 | sluicectl run prime\n"
-                      "  sluicectl run range:from=1,to=1000000 prime | grep -c ' prime$'\n"
-                      "  sluicectl run -c conf/prime.conf\n");
+        (void)fprintf(
+                f,
+                "Usage: sluicectl run [OPTION]... STAGE[:KEY=VALUE,...] [STAGE...] < input > output\n"
+                "       sluicectl run [OPTION]... -c FILE < input > output\n"
+                "\n"
+                "Runs a pipeline once, in the foreground: each input line is a job, each result a line\n"
+                "of output. If the first stage is a source, the run ends when the source does; if the\n"
+                "last is a sink, only the summary is printed. Results come as they are ready.\n"
+                "\n"
+                "  -c, --config FILE    the stages of a configuration file\n"
+                "  -k, --keep-order     results in the order of their input lines\n"
+                "  -j, --workers N      workers for every stage named (default: the processors there are;\n"
+                "                       STAGE:workers=N for one)\n"
+                "      --mode MODE      how handlers run: process\n"
+                "  -0, --null           input and output are separated by NUL, not newline\n"
+                "      --progress HOW   bar, json (a line of JSON twice a second), none; default: a bar\n"
+                "                       if standard error is a terminal\n"
+                "  -q, --quiet          no summary, no bar, warnings and errors only\n"
+                "  -v, --verbose        log at debug level\n"
+                "  -h, --help           print this help\n"
+                "\n"
+                "Failed jobs go to standard error as `line N: MESSAGE`. Interrupt once to stop reading\n"
+                "and finish, twice to stop now.\n"
+                "\n"
+                "Exit status: 0 every job succeeded, 1 a job failed or the run could not go on, 2 wrong\n"
+                "usage, 78 bad configuration, 130 interrupted.\n"
+                "\n"
+                "  seq 1 999 | sluicectl run prime\n"
+                "  sluicectl run range:from=1,to=1000000 prime | grep -c ' prime$'\n"
+                "  sluicectl run -c conf/prime.conf\n");
 }
 
 /* ---- standard error, which has a bar in it ---- */
@@ -127,7 +128,8 @@ static bool run_reads_lines(const Run *run) {
 static void on_failure(void *userdata, uint64_t id, const char *text, size_t n_text) {
         Run *run = userdata;
 
-        terminal_print(run, "%s %" PRIu64 ": %.*s\n", run_reads_lines(run) ? "line" : "job", id, (int)n_text, text);
+        terminal_print(run, "%s %" PRIu64 ": %.*s\n", run_reads_lines(run) ? "line" : "job", id, (int)n_text,
+                       text);
 }
 
 /* ---- progress ---- */
@@ -175,7 +177,8 @@ static double run_fraction(const Run *run, uint64_t n_done) {
 
 static void run_measure(Run *run, ProgressNow *ret) {
         uint64_t now = clock_monotonic_nsec(), done = run_count_done(run);
-        double lately = (double)(done - run->last_done) * 1e9 / (double)MAX(now - run->last_nsec, UINT64_C(1));
+        double lately =
+                (double)(done - run->last_done) * 1e9 / (double)MAX(now - run->last_nsec, UINT64_C(1));
 
         run->rate = run->rate == 0 ? lately : 0.8 * run->rate + 0.2 * lately;
         run->last_nsec = now;
@@ -214,7 +217,8 @@ static int on_progress(sd_event_source *source, uint64_t usec, void *userdata) {
         Run *run = userdata;
 
         run_show_progress(run);
-        (void)sd_event_source_set_time_relative(source, run->options.progress == PROGRESS_BAR ? BAR_USEC : JSON_USEC);
+        (void)sd_event_source_set_time_relative(source,
+                                                run->options.progress == PROGRESS_BAR ? BAR_USEC : JSON_USEC);
         return sd_event_source_set_enabled(source, SD_EVENT_ONESHOT);
 }
 
@@ -222,8 +226,8 @@ static int run_start_progress(Run *run) {
         if (run->options.progress == PROGRESS_NONE)
                 return 0;
         return sd_event_add_time_relative(run->event, &run->progress_source, CLOCK_MONOTONIC,
-                                          run->options.progress == PROGRESS_BAR ? BAR_DELAY_USEC : JSON_USEC, 0,
-                                          on_progress, run);
+                                          run->options.progress == PROGRESS_BAR ? BAR_DELAY_USEC : JSON_USEC,
+                                          0, on_progress, run);
 }
 
 /* ---- the threads' news ---- */
@@ -297,7 +301,8 @@ static int run_end_collector(Run *run) {
                 return r;
         r = 0;
         if (!run->room_source)
-                r = sd_event_add_io(run->event, &run->room_source, run->instance->results.fd, EPOLLOUT, on_room, run);
+                r = sd_event_add_io(run->event, &run->room_source, run->instance->results.fd, EPOLLOUT,
+                                    on_room, run);
         return r < 0 ? r : sd_event_source_set_enabled(run->room_source, SD_EVENT_ONESHOT);
 }
 
@@ -493,8 +498,8 @@ static int run_read_pipeline(Run *run) {
         if (o->config)
                 r = pipeline_from_file(o->config, plugins_describe, &report, &run->pipeline);
         else
-                r = pipeline_from_arguments("run", o->words, o->n_words, o->n_workers, plugins_describe, &report,
-                                            &run->pipeline);
+                r = pipeline_from_arguments("run", o->words, o->n_words, o->n_workers, plugins_describe,
+                                            &report, &run->pipeline);
         if (!o->quiet || report.n_errors > 0)
                 config_report_print(&report, stderr);
         if (r < 0)
@@ -529,8 +534,8 @@ static int parse_workers(const char *text, uint32_t *ret) {
         errno = 0;
         n = strtoul(text, &end, 10);
         if (errno != 0 || text[0] < '0' || text[0] > '9' || *end != '\0' || n < 1 || n > PIPELINE_LANES_MAX) {
-                (void)fprintf(stderr, "sluicectl run: --workers is a number from 1 to %d, not %s\n", PIPELINE_LANES_MAX,
-                              text);
+                (void)fprintf(stderr, "sluicectl run: --workers is a number from 1 to %d, not %s\n",
+                              PIPELINE_LANES_MAX, text);
                 return -EINVAL;
         }
         *ret = (uint32_t)n;
@@ -575,7 +580,8 @@ static int run_parse(RunOptions *o, int argc, char **argv) {
                         break;
                 case OPTION_MODE:
                         if (strcmp(optarg, "process") != 0)
-                                return usage_error("this version runs handlers in processes only: --mode process");
+                                return usage_error(
+                                        "this version runs handlers in processes only: --mode process");
                         break;
                 case '0':
                         o->separator = '\0';
@@ -605,7 +611,8 @@ static int run_parse(RunOptions *o, int argc, char **argv) {
         if (!o->config && o->n_words == 0)
                 return usage_error("which stages? Name them, or use -c FILE");
         if (o->config && o->n_workers > 0)
-                return usage_error("--workers goes with stages by name; a configuration says `workers` itself");
+                return usage_error(
+                        "--workers goes with stages by name; a configuration says `workers` itself");
         if (!progress_given && !o->quiet && isatty(STDERR_FILENO))
                 o->progress = PROGRESS_BAR;
         log_set_level(verbose ? LOG_DEBUG : o->quiet ? LOG_WARNING : log_level());

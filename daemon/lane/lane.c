@@ -125,6 +125,27 @@ void lane_record_init(LaneRecord *record, const LaneGeometry *geometry) {
         record->magic = LANE_MAGIC;
 }
 
+void lane_record_succeed(LaneRecord *record, const LaneRecord *from) {
+        const LaneProgress *old = lane_record_progress(from);
+        LaneProgress *p = &record->progress[0];
+
+        p->next_sequence = old->next_sequence;
+        p->n_done = old->n_done;
+        p->n_failed = old->n_failed;
+        p->n_retried = old->n_retried;
+        p->n_dropped = old->n_dropped;
+        p->n_frames = old->n_frames;
+        p->n_shared = old->n_shared;
+        p->position_size = old->position_size;
+        memcpy(p->position, old->position, sizeof(p->position));
+        if (record->input_bytes > 0 || from->input_bytes > 0)
+                return;
+        p->last_id = old->last_id;
+        p->finished = old->finished;
+        memcpy((uint8_t *)record + record->memory_offset, (const uint8_t *)from + from->memory_offset,
+               LANE_MEMORY_BYTES);
+}
+
 bool lane_record_is_valid(const LaneRecord *record, size_t n_data) {
         return n_data >= sizeof(*record) && record->magic == LANE_MAGIC && record->layout == LANE_LAYOUT &&
                record->n_outputs <= LANE_OUTPUTS_MAX && n_data >= record->n_bytes;

@@ -212,6 +212,13 @@ size_t lane_record_bytes(const LaneGeometry *geometry);
 /* Initialises a record in memory of zeroes. */
 void lane_record_init(LaneRecord *record, const LaneGeometry *geometry);
 
+/*
+ * Hands on what a lane knows beyond the jobs it holds, when its record is made
+ * anew in another shape: positions, a source's memory and ids, counters.
+ * `from` holds no jobs.
+ */
+void lane_record_succeed(LaneRecord *record, const LaneRecord *from);
+
 /* True if the memory holds a whole record of this layout version. */
 bool lane_record_is_valid(const LaneRecord *record, size_t n_data);
 bool lane_record_matches(const LaneRecord *record, const LaneGeometry *geometry);

@@ -139,7 +139,7 @@ static int parse_setting(Plugin *plugin, char **fields) {
 }
 
 static int parse_line(PluginSet *set, char *line) {
-        char *fields[8];
+        char *fields[8] = {};
         size_t n = split_fields(line, fields, ELEMENTSOF(fields));
 
         if (strcmp(fields[0], "plugin") == 0 && n == 7)

@@ -75,8 +75,7 @@ int queue_plan(const QueueLimits *limits, uint64_t budget_bytes, const QueueShap
  * Returns 0, QUEUE_E_EXISTS, QUEUE_E_LIMITS, negative errno. */
 int queue_create(const char *name, const QueueShape *shape, mode_t mode, mqd_t *ret);
 
-/* Opens a queue that must be ours: the effective user's (or root's, if passed by a service manager), not
- * accessible to others. Returns 0 with its shape, QUEUE_E_ABSENT, QUEUE_E_FOREIGN, negative errno. */
+/* Opens a queue that must be ours: the effective user's, not accessible to others. Returns 0 with its shape, QUEUE_E_ABSENT, QUEUE_E_FOREIGN, negative errno. */
 int queue_open(const char *name, mqd_t *ret, QueueShape *ret_shape);
 
 /* A queue without a name: gone with its last descriptor. Returns as queue_create(). */

@@ -70,7 +70,8 @@ static int instance_open_existing(Instance *i, size_t stage) {
         QueueShape wish;
         int r;
 
-        if (asprintf(&q->name, "/sluice.%s.%s", i->pipeline->name, instance_queue_name(i->pipeline, stage)) < 0) {
+        if (asprintf(&q->name, "/sluice.%s.%s", i->pipeline->name, instance_queue_name(i->pipeline, stage)) <
+            0) {
                 q->name = NULL;
                 return -ENOMEM;
         }
@@ -78,8 +79,9 @@ static int instance_open_existing(Instance *i, size_t stage) {
         if (r == QUEUE_E_ABSENT)
                 return 0;
         if (r == QUEUE_E_FOREIGN) {
-                log_error("The queue %s belongs to another user or lets others in; remove it or choose another name",
-                          q->name);
+                log_error(
+                        "The queue %s belongs to another user or lets others in; remove it or choose another name",
+                        q->name);
                 return INSTANCE_E_REFUSED;
         }
         if (r < 0)
@@ -202,9 +204,10 @@ static int instance_open_board(Instance *i, size_t stage) {
         if (new && q->name && !instance_is_client_writable(i, stage) && queue_depth(q->fd) > 0) {
                 memory_done(&q->board);
                 (void)unlinkat(i->dir_fd, name, 0);
-                log_error("The queue %s holds %d frames, but its board in %s is gone, so nobody knows which of them were "
-                          "taken before; `sluicectl purge` removes them",
-                          q->name, queue_depth(q->fd), i->dir);
+                log_error(
+                        "The queue %s holds %d frames, but its board in %s is gone, so nobody knows which of them were "
+                        "taken before; `sluicectl purge` removes them",
+                        q->name, queue_depth(q->fd), i->dir);
                 return INSTANCE_E_REFUSED;
         }
         if (new) {
@@ -214,8 +217,9 @@ static int instance_open_board(Instance *i, size_t stage) {
         }
         if (!board_is_valid(instance_board(q), q->board.n_data) || instance_board(q)->life != i->life ||
             instance_board(q)->depth != q->shape.depth) {
-                log_error("%s/%s does not belong to the queue %s; `sluicectl purge` removes both, with the jobs in them",
-                          i->dir, name, q->name);
+                log_error(
+                        "%s/%s does not belong to the queue %s; `sluicectl purge` removes both, with the jobs in them",
+                        i->dir, name, q->name);
                 return INSTANCE_E_REFUSED;
         }
         return 0;
@@ -240,10 +244,30 @@ static void instance_geometry(const Instance *i, size_t stage, uint32_t lane, La
 }
 
 static int instance_refuse_held(const Instance *i, const char *name, uint64_t held) {
-        log_error("%s/%s holds %" PRIu64 " job%s of an earlier configuration; start that once more and let it drain, "
+        log_error("%s/%s holds %" PRIu64
+                  " job%s of an earlier configuration; start that once more and let it drain, "
                   "or remove them with `sluicectl purge`",
                   i->dir, name, held, held == 1 ? "" : "s");
         return INSTANCE_E_REFUSED;
+}
+
+/* A record of another shape that holds no jobs: a new one takes over what else the lane knows. */
+static int instance_replace_lane(Instance *i, const char *name, const LaneGeometry *g, Memory *memory) {
+        _cleanup_(memory_done) Memory old = *memory;
+        bool was_valid = lane_record_is_valid((LaneRecord *)old.data, old.n_data);
+        int r;
+
+        *memory = MEMORY_NULL;
+        (void)unlinkat(i->dir_fd, "lane.new", 0);
+        r = memory_create(i->dir_fd, "lane.new", lane_record_bytes(g), memory);
+        if (r != 0)
+                return r;
+        lane_record_init((LaneRecord *)memory->data, g);
+        if (was_valid && ((LaneRecord *)old.data)->life == g->life)
+                lane_record_succeed((LaneRecord *)memory->data, (LaneRecord *)old.data);
+        if (renameat(i->dir_fd, "lane.new", i->dir_fd, name) < 0)
+                return -errno;
+        return memory_populate(memory, ((LaneRecord *)memory->data)->n_populate);
 }
 
 static int instance_open_lane(Instance *i, size_t stage, uint32_t lane, Memory *ret) {
@@ -265,14 +289,7 @@ static int instance_open_lane(Instance *i, size_t stage, uint32_t lane, Memory *
                 held = lane_record_is_valid(record, ret->n_data) ? lane_record_held(record) : 0;
                 if (held > 0)
                         return instance_refuse_held(i, name, held);
-                memory_done(ret);
-                if (unlinkat(i->dir_fd, name, 0) < 0)
-                        return -errno;
-                r = memory_create(i->dir_fd, name, lane_record_bytes(&g), ret);
-                if (r != 0)
-                        return r;
-                record = (LaneRecord *)ret->data;
-                new = true;
+                return instance_replace_lane(i, name, &g, ret);
         }
         if (new)
                 lane_record_init(record, &g);
@@ -376,9 +393,10 @@ static int instance_drop_board(Instance *i, const char *file) {
         if (queue_open(name, &fd, &shape) == 0) {
                 depth = queue_depth(fd);
                 if (depth > 0) {
-                        log_error("The queue %s holds %d frame%s of jobs for a stage that is gone; start the earlier "
-                                  "configuration once more and let it drain, or remove them with `sluicectl purge`",
-                                  name, depth, depth == 1 ? "" : "s");
+                        log_error(
+                                "The queue %s holds %d frame%s of jobs for a stage that is gone; start the earlier "
+                                "configuration once more and let it drain, or remove them with `sluicectl purge`",
+                                name, depth, depth == 1 ? "" : "s");
                         return INSTANCE_E_REFUSED;
                 }
                 (void)mq_unlink(name);
@@ -457,8 +475,8 @@ static int instance_open_folder(Instance *i) {
         }
         r = runtime_lock(i->dir_fd, i->pipeline->name, &i->lock_fd);
         if (r == -EBUSY) {
-                log_error("%s is running already (pid %d, %s)", i->pipeline->name, (int)runtime_holder(i->dir_fd),
-                          i->dir);
+                log_error("%s is running already (pid %d, %s)", i->pipeline->name,
+                          (int)runtime_holder(i->dir_fd), i->dir);
                 return INSTANCE_E_RUNNING;
         }
         return r < 0 ? r : instance_open_life(i);

@@ -39,7 +39,7 @@ typedef struct InstanceQueue {
 typedef struct InstanceStage {
         InstanceQueue queue; /* its job queue */
         Memory *lanes;
-        size_t n_lanes;      /* as configured, then those of an earlier configuration that still hold jobs */
+        size_t n_lanes; /* as configured, then those of an earlier configuration that still hold jobs */
         size_t n_configured;
         uint32_t n_outputs;
         uint32_t groups[LANE_OUTPUTS_MAX];
@@ -48,7 +48,7 @@ typedef struct InstanceStage {
 typedef struct Instance {
         const Pipeline *pipeline; /* borrowed */
         bool ephemeral;
-        int dir_fd;  /* the runtime folder */
+        int dir_fd; /* the runtime folder */
         char *dir;
         int lock_fd;
         uint64_t life, key;

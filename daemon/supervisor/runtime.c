@@ -117,9 +117,11 @@ int runtime_make(const char *name, int *ret_fd, char **ret_path) {
                 }
                 if (r == -EMEDIUMTYPE)
                         log_at(exact && i == 0 ? LOG_NOTICE : LOG_DEBUG,
-                               "%s is not on tmpfs, where lane records are safe; using another runtime folder", path);
+                               "%s is not on tmpfs, where lane records are safe; using another runtime folder",
+                               path);
                 else
-                        log_at(exact && i == 0 ? LOG_WARNING : LOG_DEBUG, "Cannot use %s: %s", path, strerror(-r));
+                        log_at(exact && i == 0 ? LOG_WARNING : LOG_DEBUG, "Cannot use %s: %s", path,
+                               strerror(-r));
         }
         free_all(roots, n);
         return r;

@@ -6,11 +6,18 @@
 #include "base/clock.h"
 
 static const SlotState slot_table[_SLOT_STATE_MAX][_SLOT_EVENT_MAX] = {
-        [SLOT_IDLE] = { [SLOT_SPAWNED] = SLOT_STARTING, [SLOT_FAILED] = SLOT_BACKOFF, [SLOT_STOP] = SLOT_STOPPED,
+        [SLOT_IDLE] = { [SLOT_SPAWNED] = SLOT_STARTING,
+                        [SLOT_FAILED] = SLOT_BACKOFF,
+                        [SLOT_STOP] = SLOT_STOPPED,
                         [SLOT_WANTED] = SLOT_IDLE },
-        [SLOT_STARTING] = { [SLOT_READY] = SLOT_RUNNING, [SLOT_DIED] = SLOT_IDLE, [SLOT_FAILED] = SLOT_BACKOFF,
-                            [SLOT_ENDED] = SLOT_STOPPED, [SLOT_WANTED] = SLOT_STARTING },
-        [SLOT_RUNNING] = { [SLOT_DIED] = SLOT_IDLE, [SLOT_FAILED] = SLOT_BACKOFF, [SLOT_ENDED] = SLOT_STOPPED,
+        [SLOT_STARTING] = { [SLOT_READY] = SLOT_RUNNING,
+                            [SLOT_DIED] = SLOT_IDLE,
+                            [SLOT_FAILED] = SLOT_BACKOFF,
+                            [SLOT_ENDED] = SLOT_STOPPED,
+                            [SLOT_WANTED] = SLOT_STARTING },
+        [SLOT_RUNNING] = { [SLOT_DIED] = SLOT_IDLE,
+                           [SLOT_FAILED] = SLOT_BACKOFF,
+                           [SLOT_ENDED] = SLOT_STOPPED,
                            [SLOT_WANTED] = SLOT_RUNNING },
         [SLOT_BACKOFF] = { [SLOT_DUE] = SLOT_IDLE, [SLOT_STOP] = SLOT_STOPPED, [SLOT_WANTED] = SLOT_IDLE },
         [SLOT_STOPPED] = { [SLOT_STOP] = SLOT_STOPPED, [SLOT_WANTED] = SLOT_IDLE },

@@ -6,10 +6,10 @@
  *            SPAWNED            READY
  *     IDLE ----------> STARTING ------> RUNNING
  *      ^ ^                |  |            |  |
- *      | |   DIED, DONE   |  |            |  | DIED, DONE
+ *      | |   DIED         |  |            |  | DIED
  *      | +----------------+  +-----+------+  |
  *      |                           |         |
- *      |  DUE                 DIED (FAILED)  |      STOPPED: does not come back by itself.
+ *      |  DUE                 FAILED         |      STOPPED: does not come back by itself.
  *      +--------- BACKOFF <--------+         +----> Any state but STARTING and RUNNING
  *                                                   goes there on STOP, those two when
  *                                                   the process has ended (ENDED).

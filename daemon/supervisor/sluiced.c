@@ -25,6 +25,7 @@
 #include "supervisor/supervisor.h"
 
 #define EXIT_USAGE 2
+#define EXIT_RUNNING 3
 #define EXIT_CONFIG 78
 
 typedef struct Daemon {
@@ -150,6 +151,7 @@ static int daemon_catch_signals(Daemon *d) {
         return 0;
 }
 
+/* Returns an exit status or a negative errno. */
 static int daemon_run(Daemon *d) {
         SupervisorOptions options = { .on_ready = on_ready, .on_end = on_end, .userdata = d };
         int r;
@@ -162,7 +164,7 @@ static int daemon_run(Daemon *d) {
 
         r = instance_open(d->pipeline, false, d->pipeline->results == RESULTS_QUEUE, &d->instance);
         if (r != 0)
-                return r;
+                return r < 0 ? r : r == INSTANCE_E_RUNNING ? EXIT_RUNNING : EXIT_FAILURE;
         log_info("Starting %s; queues: %s", d->pipeline->name, d->instance->plan.text);
 
         r = supervisor_new(d->instance, d->event, &options, &d->supervisor);
@@ -278,5 +280,5 @@ int main(int argc, char **argv, char **envp) {
         daemon_done(&d);
         if (r < 0)
                 log_error("Cannot run: %s", strerror(-r));
-        return r < 0 || r == INSTANCE_E_REFUSED ? EXIT_FAILURE : r;
+        return r < 0 ? EXIT_FAILURE : r;
 }

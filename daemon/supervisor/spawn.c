@@ -38,7 +38,8 @@ static void setting_write(uint8_t *p, const Setting *s) {
         memcpy((uint8_t *)(entry + 1) + entry->n_name, string, entry->n_string);
 }
 
-static void spec_fill(WorkerSpec *spec, const Instance *instance, size_t stage, uint32_t flags, size_t n_bytes) {
+static void spec_fill(WorkerSpec *spec, const Instance *instance, size_t stage, uint32_t flags,
+                      size_t n_bytes) {
         const InstanceStage *is = &instance->stages[stage];
         const Stage *s = &instance->pipeline->stages[stage];
         uint8_t *p = (uint8_t *)(spec + 1);
@@ -91,9 +92,12 @@ int spawn_spec(const Instance *instance, size_t stage, uint32_t flags, int *ret_
 /* In the child, between fork and exec: async-signal-safe calls only. */
 __attribute__((noreturn)) static void spawn_child(const Spawn *spawn, int status_fd, pid_t parent) {
         const int wanted[SPAWN_FDS_MAX] = {
-                [WORKER_FD_SPEC] = spawn->spec_fd,          [WORKER_FD_STATUS] = status_fd,
-                [WORKER_FD_RECORD] = spawn->record_fd,      [WORKER_FD_INPUT] = spawn->input_fd,
-                [WORKER_FD_BOARD] = spawn->board_fd,        [WORKER_FD_OUTPUTS] = spawn->output_fd,
+                [WORKER_FD_SPEC] = spawn->spec_fd,
+                [WORKER_FD_STATUS] = status_fd,
+                [WORKER_FD_RECORD] = spawn->record_fd,
+                [WORKER_FD_INPUT] = spawn->input_fd,
+                [WORKER_FD_BOARD] = spawn->board_fd,
+                [WORKER_FD_OUTPUTS] = spawn->output_fd,
                 [WORKER_FD_OUTPUTS + 1] = spawn->output_board_fd,
         };
         char *argv[] = { (char *)(uintptr_t)spawn->title, NULL };

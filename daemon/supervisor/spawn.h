@@ -18,9 +18,9 @@ typedef struct Spawn {
         const char *title;   /* what ps shows */
         int spec_fd;
         int record_fd;
-        int input_fd, board_fd;     /* job queue and its board; a source: its carry pipe */
+        int input_fd, board_fd;         /* job queue and its board; a source: its carry pipe */
         int output_fd, output_board_fd; /* -1: none */
-        bool keep_stdin; /* sources may read it; others get /dev/null */
+        bool keep_stdin;                /* sources may read it; others get /dev/null */
 } Spawn;
 
 typedef struct SpawnedWorker {

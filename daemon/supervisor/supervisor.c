@@ -36,7 +36,7 @@
 typedef struct Slot {
         Supervisor *supervisor;
         size_t stage;
-        size_t lane; /* index in the instance's stage */
+        size_t lane;           /* index in the instance's stage */
         const SlotState state; /* slot_handle() is the only place that writes it */
         pid_t pid;
         int pidfd;
@@ -115,10 +115,11 @@ static bool slot_is_retiring(const Slot *slot) {
 
 #define FOREACH_SLOT(slot, s)                                                                                \
         for (size_t _st = 0; _st < (s)->n_stages; _st++)                                                     \
-                for (Slot *slot = (s)->stages[_st].slots; slot < (s)->stages[_st].slots + (s)->stages[_st].n_slots; \
-                     slot++)
+                for (Slot *slot = (s)->stages[_st].slots;                                                    \
+                     slot < (s)->stages[_st].slots + (s)->stages[_st].n_slots; slot++)
 
-__attribute__((format(printf, 3, 4))) static void log_slot(const Slot *slot, int level, const char *format, ...) {
+__attribute__((format(printf, 3, 4))) static void log_slot(const Slot *slot, int level, const char *format,
+                                                           ...) {
         LogFields fields = { .stage = slot_stage(slot)->name, .lane = (int)slot_record(slot)->lane };
         char text[512];
         va_list ap;
@@ -163,8 +164,8 @@ static void supervisor_check_ready(Supervisor *s) {
         if (s->ready)
                 return;
         FOREACH_SLOT(slot, s)
-                if (!slot->settled)
-                        return;
+        if (!slot->settled)
+                return;
         s->ready = true;
         if (s->options.on_ready)
                 s->options.on_ready(s->options.userdata);
@@ -179,8 +180,9 @@ static void stage_check_degraded(Slot *slot) {
                 if (run->slots[i].state == SLOT_RUNNING)
                         return;
         run->degraded = true;
-        log_slot(slot, LOG_ERR, "The stage is degraded: its workers do not come up. Trying on, every %" PRIu64
-                                " s at most; the reason is in the lines above",
+        log_slot(slot, LOG_ERR,
+                 "The stage is degraded: its workers do not come up. Trying on, every %" PRIu64
+                 " s at most; the reason is in the lines above",
                  slot_backoff_usec(64) / USEC_PER_SEC);
 }
 
@@ -220,7 +222,8 @@ static void slot_fail(Slot *slot) {
         stage_check_degraded(slot);
 
         delay = slot_backoff_usec(slot->n_failures);
-        r = sd_event_add_time_relative(s->event, &slot->delay_source, CLOCK_MONOTONIC, delay, 0, on_delay_over, slot);
+        r = sd_event_add_time_relative(s->event, &slot->delay_source, CLOCK_MONOTONIC, delay, 0,
+                                       on_delay_over, slot);
         if (r < 0) {
                 log_slot(slot, LOG_ERR, "Cannot wait before the next start: %s", strerror(-r));
                 return;
@@ -253,8 +256,8 @@ static void log_death(const Slot *slot, const siginfo_t *si) {
         uint64_t n_done = lane_record_progress(slot_record(slot))->n_done - slot->n_done;
 
         if (si->si_code == CLD_EXITED)
-                log_slot(slot, LOG_WARNING, "Worker %d exited with status %d after %" PRIu64 " jobs%s", (int)slot->pid,
-                         si->si_status, n_done,
+                log_slot(slot, LOG_WARNING, "Worker %d exited with status %d after %" PRIu64 " jobs%s",
+                         (int)slot->pid, si->si_status, n_done,
                          si->si_status == 127 ? " (sluice-worker could not be executed)" : "");
         else
                 log_slot(slot, LOG_WARNING, "Worker %d died of SIG%s after %" PRIu64 " jobs", (int)slot->pid,
@@ -319,18 +322,19 @@ static int slot_spawn(Slot *slot) {
 
         (void)snprintf(title, sizeof(title), "sluice-worker: %s/%" PRIu32, slot_stage(slot)->name,
                        slot_record(slot)->lane);
-        r = spawn_worker(&(Spawn){
-                                 .program = s->worker_program,
-                                 .title = title,
-                                 .spec_fd = run->spec_fd,
-                                 .record_fd = is->lanes[slot->lane].fd,
-                                 .input_fd = source ? run->carry[0] : is->queue.fd,
-                                 .board_fd = source ? run->carry[1] : is->queue.board.fd,
-                                 .output_fd = out && is->n_outputs > 0 ? out->fd : -1,
-                                 .output_board_fd = out && is->n_outputs > 0 ? out->board.fd : -1,
-                                 .keep_stdin = source,
-                         },
-                         &worker);
+        r = spawn_worker(
+                &(Spawn){
+                        .program = s->worker_program,
+                        .title = title,
+                        .spec_fd = run->spec_fd,
+                        .record_fd = is->lanes[slot->lane].fd,
+                        .input_fd = source ? run->carry[0] : is->queue.fd,
+                        .board_fd = source ? run->carry[1] : is->queue.board.fd,
+                        .output_fd = out && is->n_outputs > 0 ? out->fd : -1,
+                        .output_board_fd = out && is->n_outputs > 0 ? out->board.fd : -1,
+                        .keep_stdin = source,
+                },
+                &worker);
         if (r < 0)
                 return r;
 
@@ -341,7 +345,8 @@ static int slot_spawn(Slot *slot) {
         slot->n_done = lane_record_progress(slot_record(slot))->n_done;
         r = sd_event_add_io(s->event, &slot->exit_source, slot->pidfd, EPOLLIN, on_exit_event, slot);
         if (r >= 0)
-                r = sd_event_add_io(s->event, &slot->status_source, slot->status_fd, EPOLLIN, on_status, slot);
+                r = sd_event_add_io(s->event, &slot->status_source, slot->status_fd, EPOLLIN, on_status,
+                                    slot);
         /* READY was written before the exit: look at it first. */
         if (r >= 0)
                 r = sd_event_source_set_priority(slot->status_source, SD_EVENT_PRIORITY_NORMAL - 1);
@@ -400,7 +405,8 @@ static void slot_control(Slot *slot, uint32_t control) {
         atomic_fetch_or(&slot_record(slot)->control, control);
         slot_signal(slot, WORKER_SIGNAL_WAKE);
         if (!s->wake_source)
-                (void)sd_event_add_time_relative(s->event, &s->wake_source, CLOCK_MONOTONIC, WAKE_USEC, 0, on_wake, s);
+                (void)sd_event_add_time_relative(s->event, &s->wake_source, CLOCK_MONOTONIC, WAKE_USEC, 0,
+                                                 on_wake, s);
 }
 
 /* No process, and none wanted: now, or when the one it has is gone. */
@@ -456,7 +462,8 @@ static void stage_send_sentinels(Supervisor *s, size_t stage) {
         while (run->n_sentinels > 0 && (r = queue_try_send(q->fd, frame, n, FRAME_PRIORITY_SENTINEL)) == 0)
                 run->n_sentinels--;
         if (r < 0)
-                log_error("Cannot send a sentinel to %s: %s", s->instance->pipeline->stages[stage].name, strerror(-r));
+                log_error("Cannot send a sentinel to %s: %s", s->instance->pipeline->stages[stage].name,
+                          strerror(-r));
 
         if (run->n_sentinels == 0) {
                 run->room_source = sd_event_source_disable_unref(run->room_source);
@@ -577,8 +584,8 @@ static void stage_settle(Supervisor *s, size_t stage) {
                 run->settle_usec = MIN(2 * run->settle_usec, SETTLE_MAX_USEC);
         }
         if (!run->settle_source)
-                r = sd_event_add_time_relative(s->event, &run->settle_source, CLOCK_MONOTONIC, run->settle_usec, 1,
-                                               on_settle, s);
+                r = sd_event_add_time_relative(s->event, &run->settle_source, CLOCK_MONOTONIC,
+                                               run->settle_usec, 1, on_settle, s);
         else
                 r = sd_event_source_set_time_relative(run->settle_source, run->settle_usec);
         if (r >= 0)
@@ -608,7 +615,8 @@ static void stage_begin_drain(Supervisor *s, size_t stage) {
         }
         if (instance_board(q)->client_writable && !run->grace_source)
                 (void)sd_event_add_time_relative(s->event, &run->grace_source, CLOCK_MONOTONIC,
-                                                 s->instance->pipeline->drain_grace_usec, 0, on_grace_over, s);
+                                                 s->instance->pipeline->drain_grace_usec, 0, on_grace_over,
+                                                 s);
         run->settle_usec = SETTLE_MIN_USEC;
         run->settled = pipeline_feeders(s->instance->pipeline, stage, NULL) > 0;
         stage_settle(s, stage);
@@ -648,7 +656,8 @@ static void supervisor_advance_drain(Supervisor *s) {
                                 stage_begin_drain(s, i);
                                 moved = true;
                         }
-                        if ((run->drain == DRAIN_WAITING || run->drain == DRAIN_SETTLING) && stage_is_stopped(run)) {
+                        if ((run->drain == DRAIN_WAITING || run->drain == DRAIN_SETTLING) &&
+                            stage_is_stopped(run)) {
                                 run->grace_source = sd_event_source_disable_unref(run->grace_source);
                                 if (stage_needs_another_round(s, i)) {
                                         s->generation++;
@@ -710,8 +719,9 @@ void supervisor_drain(Supervisor *s) {
                 ;
         for (size_t i = 0; i < s->n_stages; i++)
                 if (s->stages[i].degraded)
-                        log_error("Drain waits for %s, whose workers do not come up; stop once more to park instead",
-                                  s->instance->pipeline->stages[i].name);
+                        log_error(
+                                "Drain waits for %s, whose workers do not come up; stop once more to park instead",
+                                s->instance->pipeline->stages[i].name);
         supervisor_advance(s);
 }
 
@@ -730,14 +740,14 @@ void supervisor_park(Supervisor *s) {
 
 void supervisor_kill(Supervisor *s) {
         FOREACH_SLOT(slot, s)
-                slot_signal(slot, SIGKILL);
+        slot_signal(slot, SIGKILL);
         supervisor_park(s);
 }
 
 void supervisor_reopen(Supervisor *s) {
         FOREACH_SLOT(slot, s)
-                if (slot_has_process(slot))
-                        slot_control(slot, LANE_CONTROL_REOPEN);
+        if (slot_has_process(slot))
+                slot_control(slot, LANE_CONTROL_REOPEN);
 }
 
 /* ---- making ---- */
@@ -782,7 +792,8 @@ int supervisor_new(Instance *instance, sd_event *event, const SupervisorOptions 
 
         r = program_find("sluice-worker", &s->worker_program);
         if (r < 0) {
-                log_error("Cannot find sluice-worker beside this program or in libexec/sluice: %s", strerror(-r));
+                log_error("Cannot find sluice-worker beside this program or in libexec/sluice: %s",
+                          strerror(-r));
                 return r;
         }
         s->stages = calloc(instance->pipeline->n_stages, sizeof(*s->stages));

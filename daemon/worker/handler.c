@@ -86,10 +86,21 @@ static int handler_spill(Handler *h, JobSpec *job) {
         job->explicit_id = false;
         if (h->spill_at + job_bytes(job) > LANE_SPILL_BYTES)
                 return -ENOSPC;
+        /* What follows must not overtake it into the frame. */
+        h->n_written = handler_n_in_frame(h);
+        h->quick_given = h->ctx.quick = 0;
         h->spill_at = (uint64_t)(job_write(out->spill + h->spill_at, job) - out->spill);
         h->n_spilled++;
         return 0;
 }
+
+/*
+ * Tracked jobs with several results: each result carries its share of the
+ * job's credit, known only when the handler is through. So from the second
+ * result on all of them go to the spill, and what is there has room for the
+ * share.
+ */
+#define CREDIT_PENDING 1
 
 static int handler_append(Handler *h, JobSpec *job) {
         uint32_t n = handler_n_in_frame(h);
@@ -98,21 +109,17 @@ static int handler_append(Handler *h, JobSpec *job) {
                 job->flags |= JOB_SAME_ID;
         else if (h->job.id != h->lane->outs[0].last_id + 1)
                 job->explicit_id = true;
-        if (h->n_spilled > 0 || !handler_fits(h, job_bytes(job)))
+        if (h->n_spilled > 0 || !handler_fits(h, job_bytes(job))) {
+                if (h->tracked && !(job->flags & JOB_MARKER))
+                        job->credit = CREDIT_PENDING;
                 return handler_spill(h, job);
+        }
         h->ctx.out = job_write(h->ctx.out, job);
         h->ctx.quick = 0;
         h->quick_given = 0;
         h->n_written = n + 1;
         return 0;
 }
-
-/*
- * Tracked jobs with several results: each result carries its share of the
- * job's credit, known only when the handler is through. So from the second
- * result on all of them go to the spill, with room for the share.
- */
-#define CREDIT_PENDING 1
 
 static int handler_unframe(Handler *h) {
         uint8_t *start = h->lane->outs[0].buffer + FRAME_HEADER_BYTES + h->lane->now->first.length;
@@ -207,7 +214,7 @@ static bool handler_may_run_next(const Handler *h, const LaneProgress *p) {
 /* One flip: the job is answered, what it emitted counts. */
 static void handler_commit(Handler *h, bool run_next) {
         Lane *lane = h->lane;
-        bool cold = h->position_set || h->n_spilled > 0;
+        bool cold = h->position_set || h->n_spilled > 0 || h->ending != HANDLER_ENDED_DONE;
         LaneProgress *p = cold ? lane_edit(lane) : lane_edit_hot(lane);
 
         if (lane->n_outs > 0) {
@@ -226,6 +233,9 @@ static void handler_commit(Handler *h, bool run_next) {
                         handler_commit_position(h, p);
                 if (h->n_spilled > 0)
                         p->spill_id = h->job.id;
+                p->n_failed += h->ending == HANDLER_ENDED_FAILED;
+                p->n_dropped += h->ending == HANDLER_ENDED_DROPPED;
+                h->ending = HANDLER_ENDED_DONE;
         }
         lane_step_past(p, &h->job);
         p->n_done++;
@@ -264,14 +274,6 @@ static void handler_mark(Handler *h, JobMarker kind, const char *text) {
         assert(r == 0); /* the spill is empty when a job begins */
 }
 
-/* Counters that are not part of every job; made true by the commit that follows. */
-static void handler_count(Handler *h, size_t offset) {
-        LaneProgress *p = lane_edit(h->lane);
-
-        (*(uint64_t *)((uint8_t *)p + offset))++;
-        lane_flip(h->lane);
-}
-
 static void handler_fail(Handler *h, const char *why) {
         LogFields fields = {
                 .lane = -1,
@@ -286,14 +288,14 @@ static void handler_fail(Handler *h, const char *why) {
         log_entry(h->tracked ? LOG_DEBUG : LOG_WARNING, &fields, "Job %" PRIu64 " failed: %s", h->job.id,
                   text);
         handler_discard(h);
-        handler_count(h, offsetof(LaneProgress, n_failed));
+        h->ending = HANDLER_ENDED_FAILED;
         handler_mark(h, JOB_MARKER_FAILED, text);
         handler_commit(h, false);
 }
 
 static void handler_drop(Handler *h) {
         handler_discard(h);
-        handler_count(h, offsetof(LaneProgress, n_dropped));
+        h->ending = HANDLER_ENDED_DROPPED;
         handler_mark(h, JOB_MARKER_DROPPED, "");
         handler_commit(h, false);
 }
@@ -336,7 +338,10 @@ static bool handler_answer(Handler *h, SluiceAnswer answer, bool run_next) {
                 if (__builtin_expect(h->tracked, false)) {
                         if (handler_n_in_frame(h) + h->n_spilled == 0)
                                 handler_mark(h, JOB_MARKER_DROPPED, "");
-                        else if (h->n_spilled > 1)
+                        else if (h->n_spilled > h->job.credit) {
+                                handler_fail(h, "it split into more results than can be followed");
+                                return true;
+                        } else if (h->n_spilled > 0)
                                 handler_split_credit(h);
                 }
                 handler_commit(h, run_next);
@@ -394,9 +399,13 @@ static bool handler_pass_over(Handler *h) {
         char text[HANDLER_EXPLANATION_BYTES];
 
         if (h->job.flags & JOB_MARKER) {
+                size_t max = h->lane->n_outs > 0
+                                     ? frame_payload_max(h->lane->outs[0].capacity + FRAME_OVERHEAD_BYTES)
+                                     : 0;
                 JobSpec note = {
                         .data = h->job.data,
-                        .size = h->job.size,
+                        .size = (uint32_t)MIN((size_t)h->job.size,
+                                              max), /* the next queue's frames may be smaller */
                         .flags = JOB_MARKER,
                         .id = h->job.id,
                         .credit = h->job.credit,
@@ -590,11 +599,11 @@ static HandlerState handler_run_batch(Handler *h, uint32_t n, uint32_t *ret_n) {
         handler_mark_running(h);
         r = h->stage->run_batch(&h->ctx, h->state, jobs, h->n_batch);
         lane_point(LANE_RUN_HANDLER);
+        handler_unmark_running(h); /* of a job it has left unanswered */
         *ret_n = h->n_answered;
 
         if (r < 0) {
                 log_error("The handler cannot go on: %s", h->explained ? h->explanation : strerror(-r));
-                handler_unmark_running(h);
                 return HANDLER_BROKEN;
         }
         if (h->retrying)
@@ -659,6 +668,7 @@ static uint32_t handler_run_plain(Handler *h, uint32_t n) {
                 h->job.data = job.data;
                 h->job.size = (uint32_t)job.size;
                 h->job.next = offset;
+                h->explained = false;
                 if (!running || !lane->same_cold)
                         handler_mark_running(h);
                 answer = h->stage->run(&h->ctx, h->state, &job);

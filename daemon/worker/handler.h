@@ -45,6 +45,11 @@ typedef struct Handler {
         uint32_t position_size;
         uint8_t position[LANE_POSITION_BYTES];
 
+        enum {
+                HANDLER_ENDED_DONE,
+                HANDLER_ENDED_FAILED,
+                HANDLER_ENDED_DROPPED,
+        } ending;            /* of the job that is committed next, for the counters */
         uint32_t last_bytes; /* what the last job added to the frame */
         bool plain_pending;  /* a plain job has run and was answered in an unusual way */
         SluiceAnswer plain_answer;

@@ -103,7 +103,8 @@ static int worker_settle(Worker *w) {
                 case LANE_SEND_NOTHING:
                         return 0;
                 case LANE_SEND_MESSAGE:
-                        r = queue_send(w->outputs[frame.destination], frame.data, frame.n_data, frame.priority);
+                        r = queue_send(w->outputs[frame.destination], frame.data, frame.n_data,
+                                       frame.priority);
                         if (r == -EINTR && !worker_parking(w))
                                 continue; /* nothing was sent, and nobody wants us to stop */
                         if (r < 0)
@@ -151,7 +152,8 @@ static Turn worker_broken(Worker *w, int r, const char *what) {
         if (r == -EINTR)
                 return TURN_AGAIN;
         if (r == -EBUSY)
-                log_error("Cannot %s: no ticket is free, so frames were taken off the queue by somebody else", what);
+                log_error("Cannot %s: no ticket is free, so frames were taken off the queue by somebody else",
+                          what);
         else
                 log_error("Cannot %s: %s", what, strerror(-r));
         return TURN_FAIL;
@@ -291,8 +293,9 @@ static void worker_log_garbage(Worker *w) {
         w->n_garbage_unsaid++;
         if (now < w->garbage_not_before)
                 return;
-        log_warning("Refused %" PRIu64 " message%s that %s neither a job nor from this pipeline", w->n_garbage_unsaid,
-                    w->n_garbage_unsaid == 1 ? "" : "s", w->n_garbage_unsaid == 1 ? "is" : "are");
+        log_warning("Refused %" PRIu64 " message%s that %s neither a job nor from this pipeline",
+                    w->n_garbage_unsaid, w->n_garbage_unsaid == 1 ? "" : "s",
+                    w->n_garbage_unsaid == 1 ? "is" : "are");
         w->n_garbage_unsaid = 0;
         w->garbage_not_before = now + GARBAGE_LOG_NSEC;
 }
@@ -350,7 +353,8 @@ static Turn worker_receive(Worker *w) {
                 }
         } else {
                 board_set_idle(w->lane.board, w->lane.record->lane, true);
-                n = queue_receive(w->input, w->lane.input, w->lane.record->input_bytes, &w->lane.record->priority);
+                n = queue_receive(w->input, w->lane.input, w->lane.record->input_bytes,
+                                  &w->lane.record->priority);
                 board_set_idle(w->lane.board, w->lane.record->lane, false);
         }
         return n < 0 ? worker_broken(w, (int)n, "receive") : TURN_AGAIN;
@@ -373,7 +377,7 @@ static Turn worker_turn_stage(Worker *w) {
         if (lane->now->input == LANE_RECEIVING && worker_take(w))
                 return TURN_AGAIN;
         if (lane->now->input == LANE_SENTINEL)
-                return worker_end(w, atomic_load(&lane->record->generation));
+                return worker_end(w, (uint32_t)lane->header.generation);
         if (lane_has_job(lane)) {
                 FrameHeader pending;
 
@@ -412,7 +416,8 @@ static int worker_loop(Worker *w) {
 
                 if (worker_parking(w))
                         return WORKER_EXIT_DONE;
-                if (atomic_load_explicit(&w->lane.record->control, memory_order_relaxed) & LANE_CONTROL_REOPEN) {
+                if (atomic_load_explicit(&w->lane.record->control, memory_order_relaxed) &
+                    LANE_CONTROL_REOPEN) {
                         atomic_fetch_and(&w->lane.record->control, ~(uint32_t)LANE_CONTROL_REOPEN);
                         if (handler_reopen(&w->handler) < 0)
                                 return WORKER_EXIT_FAILED;

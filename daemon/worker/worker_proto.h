@@ -14,11 +14,11 @@
 #include <stdint.h>
 
 enum {
-        WORKER_FD_SPEC = 3,   /* memfd with a WorkerSpec; shared by the stage's workers */
-        WORKER_FD_STATUS = 4, /* write end of the status pipe */
-        WORKER_FD_RECORD = 5, /* the lane's record */
-        WORKER_FD_INPUT = 6,  /* job queue; a source: read end of its carry pipe */
-        WORKER_FD_BOARD = 7,  /* its board; a source: write end of the carry pipe */
+        WORKER_FD_SPEC = 3,    /* memfd with a WorkerSpec; shared by the stage's workers */
+        WORKER_FD_STATUS = 4,  /* write end of the status pipe */
+        WORKER_FD_RECORD = 5,  /* the lane's record */
+        WORKER_FD_INPUT = 6,   /* job queue; a source: read end of its carry pipe */
+        WORKER_FD_BOARD = 7,   /* its board; a source: write end of the carry pipe */
         WORKER_FD_OUTPUTS = 8, /* then, for each output: queue, board */
 };
 
@@ -28,8 +28,8 @@ enum {
 
 /* Exit codes. */
 enum {
-        WORKER_EXIT_DONE = 0,    /* as asked, or the source has ended; the record says which */
-        WORKER_EXIT_FAILED = 1,  /* could not start, or could not go on; it has logged why */
+        WORKER_EXIT_DONE = 0,   /* as asked, or the source has ended; the record says which */
+        WORKER_EXIT_FAILED = 1, /* could not start, or could not go on; it has logged why */
         WORKER_EXIT_USAGE = 2,
 };
 

@@ -94,7 +94,7 @@ typedef struct SluiceJob {
 } SluiceJob;
 
 typedef enum SluiceType {
-        SLUICE_INT = 1,  /* 64-bit; `min` and `max` hold if they differ */
+        SLUICE_INT = 1, /* 64-bit; `min` and `max` hold if they differ */
         SLUICE_FLOAT,
         SLUICE_BOOL,
         SLUICE_STRING,
@@ -121,12 +121,12 @@ typedef struct SluiceSetting {
 #define SLUICE_MEMORY_BYTES 65536
 
 typedef struct SluiceStage {
-        uint32_t abi;        /* SLUICE_STAGE_ABI */
-        uint32_t kind;       /* SluiceKind */
-        uint32_t flags;      /* SLUICE_ONE_LANE, ... */
+        uint32_t abi;   /* SLUICE_STAGE_ABI */
+        uint32_t kind;  /* SluiceKind */
+        uint32_t flags; /* SLUICE_ONE_LANE, ... */
         uint32_t reserved;
-        const char *name;    /* [a-z0-9][a-z0-9-]{0,63} */
-        const char *summary; /* one line */
+        const char *name;              /* [a-z0-9][a-z0-9-]{0,63} */
+        const char *summary;           /* one line */
         const SluiceSetting *settings; /* ends with a NULL name; NULL if there are none */
 
         /*
@@ -241,8 +241,8 @@ static inline void sluice_commit(SluiceContext *ctx, size_t n, SluiceAnswer answ
  * Says in words why the job fails, or why init() or produce() cannot go on
  * (one line; the last one counts). Reaches the operator and the submitter.
  */
-__attribute__((format(printf, 2, 3))) static inline void sluice_explain(SluiceContext *ctx, const char *format,
-                                                                        ...) {
+__attribute__((format(printf, 2, 3))) static inline void sluice_explain(SluiceContext *ctx,
+                                                                        const char *format, ...) {
         va_list ap;
 
         va_start(ap, format);

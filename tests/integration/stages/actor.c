@@ -17,11 +17,15 @@
  *     die-until N      dies before attempt N, which emits "attempt N"
  *     hang             waits until it is killed
  *     sleep MS         takes its time, then emits itself
+ *     long MS          takes its time, then emits "attempt N"
  *
- * Everything else is handed on unchanged. Built a second time as batch-actor,
+ * Everything else is handed on unchanged. Before it does anything, it can append
+ * the job to a file, so that a test knows what is running. Built a second time as batch-actor,
  * where a batch is taken and answered job by job.
  */
 
+#include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <signal.h>
 #include <stdio.h>
@@ -147,6 +151,10 @@ static SluiceAnswer act(SluiceContext *ctx, const SluiceJob *job) {
         if (is(text, "hang", &rest))
                 for (;;)
                         (void)pause();
+        if (is(text, "long", &rest)) {
+                sleep_msec(strtoul(rest, NULL, 10));
+                return emit_attempt(ctx, job);
+        }
         if (is(text, "sleep", &rest))
                 sleep_msec(strtoul(rest, NULL, 10));
         else if (job->size > 2) {
@@ -157,33 +165,61 @@ static SluiceAnswer act(SluiceContext *ctx, const SluiceJob *job) {
         return emit(ctx, job->data, job->size);
 }
 
-static int init(SluiceContext *ctx, void **state) {
-        uint64_t *msec = malloc(sizeof(*msec));
+typedef struct Actor {
+        uint64_t sleep_msec;
+        int trace_fd; /* -1: none */
+} Actor;
 
-        if (!msec)
-                return -1;
-        *msec = (uint64_t)sluice_setting_int(ctx, "sleep") / 1000;
-        *state = msec;
+static SluiceAnswer take(SluiceContext *ctx, const Actor *actor, const SluiceJob *job) {
+        if (actor->trace_fd >= 0)
+                (void)!dprintf(actor->trace_fd, "%.*s\n", (int)job->size, (const char *)job->data);
+        sleep_msec(actor->sleep_msec);
+        return act(ctx, job);
+}
+
+static int init(SluiceContext *ctx, void **state) {
+        const char *trace = sluice_setting_string(ctx, "trace");
+        Actor *actor = malloc(sizeof(*actor));
+
+        if (!actor)
+                return -ENOMEM;
+        actor->sleep_msec = (uint64_t)sluice_setting_int(ctx, "sleep") / 1000;
+        actor->trace_fd = -1;
+        if (*trace != '\0') {
+                actor->trace_fd = open(trace, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0600);
+                if (actor->trace_fd < 0) {
+                        sluice_explain(ctx, "cannot open %s", trace);
+                        free(actor);
+                        return -EIO;
+                }
+        }
+        *state = actor;
         return 0;
+}
+
+static void fini(void *state) {
+        Actor *actor = state;
+
+        if (actor->trace_fd >= 0)
+                (void)close(actor->trace_fd);
+        free(actor);
 }
 
 #ifdef BATCH
 static int run_batch(SluiceContext *ctx, void *state, const SluiceJob *jobs, size_t n) {
-        for (size_t i = 0; i < n; i++) {
-                sleep_msec(*(uint64_t *)state);
-                sluice_commit(ctx, 1, act(ctx, &jobs[i]));
-        }
+        for (size_t i = 0; i < n; i++)
+                sluice_commit(ctx, 1, take(ctx, state, &jobs[i]));
         return 0;
 }
 #else
 static SluiceAnswer run(SluiceContext *ctx, void *state, const SluiceJob *job) {
-        sleep_msec(*(uint64_t *)state);
-        return act(ctx, job);
+        return take(ctx, state, job);
 }
 #endif
 
 static const SluiceSetting settings[] = {
         { "sleep", SLUICE_DURATION, "0", 0, 60000000, "how long each job takes" },
+        { "trace", SLUICE_STRING, "", 0, 0, "a file that each job is appended to before it is run" },
         {},
 };
 
@@ -193,7 +229,7 @@ SLUICE_STAGE_EXPORT const SluiceStage sluice_stage = {
         .summary = "does what its job tells it to",
         .settings = settings,
         .init = init,
-        .fini = free,
+        .fini = fini,
 #ifdef BATCH
         .name = "batch-actor",
         .run_batch = run_batch,
