@@ -180,12 +180,6 @@ static SluiceAnswer prime_run(SluiceContext *ctx, void *state, const SluiceJob *
         return number.fits ? answer_small(ctx, &number) : answer_large(ctx, &number);
 }
 
-static int prime_run_batch(SluiceContext *ctx, void *state, const SluiceJob *jobs, size_t n) {
-        for (size_t i = 0; i < n; i++)
-                sluice_commit(ctx, 1, prime_run(ctx, state, &jobs[i]));
-        return 0;
-}
-
 static int prime_init(SluiceContext *ctx, void **state) {
         primality_prepare();
         return 0;
@@ -198,5 +192,4 @@ SLUICE_STAGE_EXPORT const SluiceStage sluice_stage = {
         .kind = SLUICE_TRANSFORM,
         .init = prime_init,
         .run = prime_run,
-        .run_batch = prime_run_batch,
 };

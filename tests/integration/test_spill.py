@@ -37,6 +37,25 @@ def test_several_results_that_overflow_their_frame_arrive_whole_and_in_order(wor
     assert b"%d jobs done, 0 failed" % len(lines) in outcome.err
 
 
+def test_results_that_find_the_frame_half_full_arrive_whole_and_are_counted_once(world):
+    """The first of several goes past a frame that other jobs have begun, small ones after it must not go into it."""
+    lines, expected = [], []
+    for i in range(60):
+        lines += [b"%d %s" % (100 + i, b"w" * (2500 + 10 * i)), b"emit 3 %d %s" % (i, b"v" * (6600 - 10 * i))]
+        lines += [b"grow 3000", b"sizes 6000 3 3"]
+        expected += [[lines[-4]], [b"%d %s %d" % (i, b"v" * (6600 - 10 * i), k) for k in (1, 2, 3)]]
+        expected += [None, [b"1" * 6000, b"2" * 3, b"3" * 3]]
+    outcome = world.run("-k", "-j", "1", "actor", input=b"".join(line + b"\n" for line in lines))
+    assert outcome.code == 0, outcome.err
+    got = results(outcome)
+    for want in expected:
+        n = 1 if want is None else len(want)
+        mine, got = got[:n], got[n:]
+        assert want is None or mine == want
+    assert got == []
+    assert b"%d jobs done, 0 failed" % len(lines) in outcome.err
+
+
 def test_every_place_at_which_a_frame_can_end_is_passed_whole(world):
     lines = jobs(range(1200, 2900, 7))
     outcome = world.run("-k", "actor", "identity:workers=2", input=b"".join(line + b"\n" for line in lines))

@@ -718,32 +718,6 @@ START_TEST(a_result_that_fits_nowhere_fails_and_says_so) {
 }
 END_TEST
 
-START_TEST(a_batch_is_answered_as_its_jobs_would_be_one_by_one) {
-        static const char *const payloads[] = {
-                "17",  "x",     "0", "",   "18446744073709551629", "-1",
-                "17x", "007\r", "1", "91", "18446744073709551616", "4294967291"
-        };
-        _cleanup_fake_ FakeHost batch = FAKE_HOST;
-        SluiceJob jobs[ELEMENTSOF(payloads)];
-
-        for (size_t i = 0; i < ELEMENTSOF(payloads); i++)
-                jobs[i] = (SluiceJob){
-                        .data = payloads[i], .size = strlen(payloads[i]), .id = i, .attempt = 1
-                };
-
-        ck_assert_int_eq(sluice_stage.run_batch(&batch.ctx, NULL, jobs, ELEMENTSOF(jobs)), 0);
-        ck_assert_uint_eq(batch.n_committed, ELEMENTSOF(jobs));
-
-        for (size_t i = 0; i < ELEMENTSOF(payloads); i++) {
-                _cleanup_fake_ FakeHost single = FAKE_HOST;
-
-                ck_assert_int_eq(answer_of(&single, payloads[i], strlen(payloads[i])),
-                                 batch.committed[i].answer);
-                ck_assert_pstr_eq(single.result, batch.committed[i].result);
-        }
-}
-END_TEST
-
 START_TEST(the_stage_describes_itself) {
         ck_assert_uint_eq(sluice_stage.abi, SLUICE_STAGE_ABI);
         ck_assert_uint_eq(sluice_stage.kind, SLUICE_TRANSFORM);
@@ -775,7 +749,6 @@ int main(void) {
         tcase_add_test(stage, anything_but_a_natural_number_fails_for_good_and_is_quoted);
         tcase_add_test(stage, a_megabyte_of_garbage_is_explained_in_one_line);
         tcase_add_test(stage, a_result_that_fits_nowhere_fails_and_says_so);
-        tcase_add_test(stage, a_batch_is_answered_as_its_jobs_would_be_one_by_one);
         suite_add_tcase(suite, stage);
 
         tcase_add_checked_fixture(arithmetic, prepare, NULL);

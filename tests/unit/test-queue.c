@@ -468,6 +468,7 @@ START_TEST(what_is_wrong_with_a_call_is_passed_up) {
         ck_assert_int_eq(queue_create_anonymous(&small, &fd), 0);
         ck_assert_int_eq(queue_send(fd, buffer, 257, 1), -EMSGSIZE);
         ck_assert_int_eq(queue_try_send(fd, buffer, 257, 1), -EMSGSIZE);
+        ck_assert_int_eq(queue_try_send(fd, buffer, 1, 1), 0);
         ck_assert_int_eq(queue_receive(fd, buffer, 255, &priority), -EMSGSIZE);
         ck_assert_int_eq(queue_try_receive(fd, buffer, 255, &priority), -EMSGSIZE);
         ck_assert_int_eq(queue_send(-1, buffer, 1, 1), -EBADF);

@@ -274,23 +274,16 @@ START_TEST(identity_hands_on_every_payload_unchanged) {
 }
 END_TEST
 
-START_TEST(identity_answers_a_batch_job_by_job_and_fails_only_what_is_too_large) {
+START_TEST(identity_fails_only_what_is_too_large) {
         static const char large[FRAME + 1];
         _cleanup_host_ FakeHost *h = fake_host_new("identity", FRAME);
-        const SluiceJob jobs[] = {
-                { .data = "one", .size = 3 },
-                { .data = large, .size = sizeof(large) },
-                { .data = "two", .size = 3 },
-        };
 
         ck_assert_int_eq(fake_host_start(h), 0);
-        ck_assert_int_eq(fake_host_run_batch(h, jobs, 3), 0);
-        ck_assert_uint_eq(fake_host_n_commits(h), 3);
-        ck_assert_int_eq(fake_host_answer(h, 0), SLUICE_DONE);
-        ck_assert_int_eq(fake_host_answer(h, 1), SLUICE_FAIL);
-        ck_assert_int_eq(fake_host_answer(h, 2), SLUICE_DONE);
-        check_results(h, "one\ntwo\n");
+        ck_assert_int_eq(fake_host_run(h, "one", 3), SLUICE_DONE);
+        ck_assert_int_eq(fake_host_run(h, large, sizeof(large)), SLUICE_FAIL);
         ck_assert_ptr_nonnull(strstr(fake_host_explained(h), "513 bytes"));
+        ck_assert_int_eq(fake_host_run(h, "two", 3), SLUICE_DONE);
+        check_results(h, "one\ntwo\n");
 }
 END_TEST
 
@@ -1392,7 +1385,7 @@ static Suite *stages_suite(void) {
         TCase *t = tcase_create("identity");
 
         tcase_add_test(t, identity_hands_on_every_payload_unchanged);
-        tcase_add_test(t, identity_answers_a_batch_job_by_job_and_fails_only_what_is_too_large);
+        tcase_add_test(t, identity_fails_only_what_is_too_large);
         suite_add_tcase(s, t);
 
         t = tcase_create("range");

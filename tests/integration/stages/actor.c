@@ -6,6 +6,7 @@
  *     emit N TEXT      N results: TEXT; more than one get "TEXT 1", "TEXT 2", ...
  *     N x              the same, short: N results "x 1", "x 2", ...
  *     grow N           a result of N bytes
+ *     sizes N M ...    a result of N bytes '1', one of M bytes '2', ...
  *     drop             drops it
  *     drop-emitted     emits a result, then drops the job
  *     fail TEXT        fails with TEXT
@@ -86,6 +87,22 @@ static SluiceAnswer emit_large(SluiceContext *ctx, size_t size) {
         return answer;
 }
 
+static SluiceAnswer emit_sizes(SluiceContext *ctx, const char *sizes) {
+        static char text[8192];
+        SluiceAnswer answer = SLUICE_DONE;
+        char digit = '1', *end;
+
+        for (; *sizes && answer == SLUICE_DONE; sizes = end, digit++) {
+                size_t n = strtoul(sizes, &end, 10);
+
+                if (end == sizes || n > sizeof(text))
+                        return SLUICE_FAIL;
+                memset(text, digit, n);
+                answer = emit(ctx, text, n);
+        }
+        return answer;
+}
+
 static SluiceAnswer emit_attempt(SluiceContext *ctx, const SluiceJob *job) {
         char text[32];
 
@@ -125,6 +142,8 @@ static SluiceAnswer act(SluiceContext *ctx, const SluiceJob *job) {
         }
         if (is(text, "grow", &rest))
                 return emit_large(ctx, strtoul(rest, NULL, 10));
+        if (is(text, "sizes", &rest))
+                return emit_sizes(ctx, rest);
         if (is(text, "drop", &rest))
                 return SLUICE_DROP;
         if (is(text, "drop-emitted", &rest)) {
