@@ -243,6 +243,8 @@ static void handler_commit(Handler *h, bool run_next) {
                 p->running = 1;
         lane_flip(lane);
         lane_point(LANE_COMMIT_FLIP);
+        if (lane->now->running)
+                lane_point(LANE_RUN_FLIP);
 }
 
 /* What the job emitted so far never was. */
@@ -709,6 +711,8 @@ static uint32_t handler_run_plain(Handler *h, uint32_t n) {
                 next->first.count = count;
                 lane_flip(lane);
                 lane_point(LANE_COMMIT_FLIP);
+                if (running)
+                        lane_point(LANE_RUN_FLIP);
         }
         return done;
 }
@@ -811,14 +815,16 @@ int handler_reopen(Handler *h) {
 
 /* ---- the rest of the host ---- */
 
-static void host_explain(SluiceContext *ctx, const char *format, va_list ap) {
+__attribute__((format(printf, 2, 0))) static void host_explain(SluiceContext *ctx, const char *format,
+                                                               va_list ap) {
         Handler *h = handler_of(ctx);
 
         (void)vsnprintf(h->explanation, sizeof(h->explanation), format, ap);
         h->explained = true;
 }
 
-static void host_log(SluiceContext *ctx, int level, const char *format, va_list ap) {
+__attribute__((format(printf, 3, 0))) static void host_log(SluiceContext *ctx, int level, const char *format,
+                                                           va_list ap) {
         Handler *h = handler_of(ctx);
         LogFields fields = { .lane = -1 };
         char text[2048];
