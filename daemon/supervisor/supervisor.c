@@ -84,6 +84,7 @@ struct Supervisor {
         size_t n_stages;
         Phase phase;
         bool ready;
+        bool sources_ended;
         bool failed;
         uint32_t generation;
         sd_event_source *wake_source;
@@ -690,8 +691,10 @@ static bool supervisor_sources_have_ended(const Supervisor *s) {
 static void supervisor_advance(Supervisor *s) {
         switch (s->phase) {
         case PHASE_RUN:
-                if (s->options.drain_when_sources_end && supervisor_sources_have_ended(s))
-                        supervisor_drain(s);
+                if (s->options.on_sources_end && !s->sources_ended && supervisor_sources_have_ended(s)) {
+                        s->sources_ended = true;
+                        s->options.on_sources_end(s->options.userdata);
+                }
                 break;
         case PHASE_DRAIN:
                 supervisor_advance_drain(s);
