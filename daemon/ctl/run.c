@@ -305,7 +305,7 @@ static int on_told(sd_event_source *source, int fd, uint32_t revents, void *user
         (void)!read(fd, &count, sizeof(count));
         if (atomic_load(&run->output_broken))
                 run_stop_now(run);
-        else if (atomic_load(&run->complete) || atomic_load(&run->feed_error) < 0)
+        else if (atomic_load(&run->complete) || atomic_load(&run->feed_error) != 0)
                 supervisor_drain(run->supervisor);
         else if (atomic_load(&run->fed))
                 run_expect(run, atomic_load(&feeder_counts(run->feeder)->n_lines));

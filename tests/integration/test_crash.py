@@ -72,7 +72,7 @@ def test_a_run_of_lines_in_order(world, step):
 @pytest.mark.parametrize("step", [s for s in PLAIN if s not in (*ONCE_A_LIFE, "receive.arm")])
 def test_every_worker_dies_again_and_again(world, step):
     """Each gets a little further than the one before it."""
-    k, count = (40, 400) if step in ("run.handler", "commit.flip") else (3, 20000)
+    k, count = (40, 400) if step in ("run.flip", "run.handler", "commit.flip") else (3, 20000)
     outcome = world.run(
         *("--workers", "2", f"range:from=1,to={count}", "identity", "prime"), env=crashing(world, step, k, once=False)
     )

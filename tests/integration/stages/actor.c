@@ -112,9 +112,10 @@ static SluiceAnswer emit_attempt(SluiceContext *ctx, const SluiceJob *job) {
 static void die(const char *how) {
         const char *rest;
 
-        if (is(how, "segv", &rest))
-                (void)raise(SIGSEGV); /* as a real one would: a sanitizer's handler has its say */
-        else if (is(how, "abort", &rest))
+        if (is(how, "segv", &rest)) {
+                (void)signal(SIGSEGV, SIG_DFL); /* a sanitizer would report it as a mistake */
+                (void)raise(SIGSEGV);
+        } else if (is(how, "abort", &rest))
                 abort();
         else if (is(how, "kill", &rest))
                 (void)raise(SIGKILL);
