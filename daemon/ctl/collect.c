@@ -21,7 +21,6 @@ typedef struct Pending {
 struct Collector {
         CollectOptions options;
         CollectCounts counts;
-        _Atomic uint64_t n_expected; /* UINT64_MAX: not known, or told */
         pthread_t thread;
         bool running;
         Memory record;
@@ -212,22 +211,6 @@ void collector_stop_waiting(Collector *c) {
         (void)pthread_mutex_unlock(&c->mutex);
 }
 
-/* ---- the end in sight ---- */
-
-/* Whoever comes second, the last job or its number, finds both. */
-static void check_complete(Collector *c) {
-        uint64_t n = atomic_load(&c->n_expected);
-
-        if (n <= atomic_load(&c->counts.n_complete) &&
-            atomic_compare_exchange_strong(&c->n_expected, &n, UINT64_MAX))
-                c->options.on_complete(c->options.userdata);
-}
-
-void collector_expect(Collector *c, uint64_t n_jobs) {
-        atomic_store(&c->n_expected, n_jobs);
-        check_complete(c);
-}
-
 /* ---- jobs ---- */
 
 static void count_unordered(Collector *c, uint64_t credit) {
@@ -308,8 +291,6 @@ static bool collect_one(Collector *c) {
         switch (lane_receive_end(lane)) {
         case LANE_MESSAGE_JOBS:
                 take_frame(c);
-                atomic_thread_fence(memory_order_seq_cst); /* counted before it is compared */
-                check_complete(c);
                 return true;
         case LANE_MESSAGE_SENTINEL:
                 return false;
@@ -367,7 +348,6 @@ int collector_start(const CollectOptions *options, Collector **ret) {
         c->options = *options;
         c->record = MEMORY_NULL;
         atomic_store(&c->next_id, 1);
-        atomic_store(&c->n_expected, UINT64_MAX);
         (void)pthread_mutex_init(&c->mutex, NULL);
         (void)pthread_cond_init(&c->room, NULL);
 

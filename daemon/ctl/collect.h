@@ -42,7 +42,6 @@ typedef struct CollectOptions {
         /* Called in the collector's thread. */
         void (*on_failure)(void *userdata, uint64_t id, const char *text, size_t n_text);
         void (*on_output_error)(void *userdata, int error); /* errno; EPIPE: nobody reads any more. Once */
-        void (*on_complete)(void *userdata); /* what collector_expect() asked for is there. Once */
         void *userdata;
 } CollectOptions;
 
@@ -58,9 +57,6 @@ typedef struct CollectCounts {
 int collector_start(const CollectOptions *options, Collector **ret);
 
 const CollectCounts *collector_counts(const Collector *c);
-
-/* Has on_complete() called when so many jobs in all have come back; at once, in the caller's thread, if they have. */
-void collector_expect(Collector *c, uint64_t n_jobs);
 
 /* Blocks until the window has room for job `id` (ids begin at 1 and are submitted in order). Returns false if the
  * collector has stopped or collector_stop_waiting() was called. */

@@ -55,8 +55,6 @@ typedef struct Run {
         int told_fd; /* eventfd: a thread has set one of these */
         _Atomic bool fed;
         _Atomic int feed_error;
-        _Atomic bool complete; /* all jobs have come back */
-        bool expecting;
         _Atomic bool output_broken;
         _Atomic int output_error;
 
@@ -264,40 +262,6 @@ static void run_stop_now(Run *run) {
         supervisor_kill(run->supervisor);
 }
 
-static void on_complete(void *userdata) {
-        Run *run = userdata;
-
-        atomic_store(&run->complete, true);
-        run_tell(run);
-}
-
-/*
- * There will be no more jobs. The drain waits until all have come back, where
- * they are counted: a stage that drains shares no more, so the last frame of
- * slow jobs would be one worker's alone.
- */
-static void run_expect(Run *run, uint64_t n_jobs) {
-        if (!run->collector)
-                supervisor_drain(run->supervisor);
-        else if (!run->expecting)
-                collector_expect(run->collector, n_jobs);
-        run->expecting = true;
-}
-
-static void on_sources_end(void *userdata) {
-        Run *run = userdata;
-        SupervisorCounts counts;
-        uint64_t n_made = 0;
-
-        for (size_t i = 0; i < run->pipeline->n_stages; i++) {
-                if (!stage_is_source(&run->pipeline->stages[i]))
-                        continue;
-                supervisor_count(run->instance, i, &counts);
-                n_made += counts.n_done;
-        }
-        run_expect(run, n_made);
-}
-
 static int on_told(sd_event_source *source, int fd, uint32_t revents, void *userdata) {
         Run *run = userdata;
         uint64_t count;
@@ -305,10 +269,8 @@ static int on_told(sd_event_source *source, int fd, uint32_t revents, void *user
         (void)!read(fd, &count, sizeof(count));
         if (atomic_load(&run->output_broken))
                 run_stop_now(run);
-        else if (atomic_load(&run->complete) || atomic_load(&run->feed_error) != 0)
-                supervisor_drain(run->supervisor);
         else if (atomic_load(&run->fed))
-                run_expect(run, atomic_load(&feeder_counts(run->feeder)->n_lines));
+                supervisor_drain(run->supervisor);
         return 0;
 }
 
@@ -443,7 +405,6 @@ static int run_start_collector(Run *run) {
                 .keep_order = run->options.keep_order,
                 .on_failure = on_failure,
                 .on_output_error = on_output_error,
-                .on_complete = on_complete,
                 .userdata = run,
         };
 
@@ -468,10 +429,17 @@ static int run_start_feeder(Run *run) {
         return feeder_start(&options, &run->feeder);
 }
 
+static uint64_t run_count_submitted(void *userdata) {
+        const Run *run = userdata;
+
+        return run->feeder ? atomic_load(&feeder_counts(run->feeder)->n_lines) : 0;
+}
+
 static int run_open(Run *run) {
         SupervisorOptions options = {
                 .fail_fast = true,
-                .on_sources_end = on_sources_end,
+                .drain_when_sources_end = true,
+                .n_submitted = run_count_submitted,
                 .on_end = on_end,
                 .userdata = run,
         };

@@ -84,7 +84,6 @@ struct Supervisor {
         size_t n_stages;
         Phase phase;
         bool ready;
-        bool sources_ended;
         bool failed;
         uint32_t generation;
         sd_event_source *wake_source;
@@ -538,6 +537,21 @@ static bool stage_has_open_tickets(const Supervisor *s, size_t stage) {
         return false;
 }
 
+/* What was submitted has no tickets either, but may be counted: here are all jobs, answered or in a lane's hands. */
+static bool stage_misses_jobs(const Supervisor *s, size_t stage) {
+        const InstanceStage *is = &s->instance->stages[stage];
+        uint64_t n = 0;
+
+        if (stage != 0 || !s->options.n_submitted)
+                return false;
+        for (size_t lane = 0; lane < is->n_lanes; lane++) {
+                const LaneProgress *p = lane_record_progress(instance_record(is, lane));
+
+                n += p->n_done + (p->input == LANE_HAVE ? p->end - p->cursor : 0);
+        }
+        return n < s->options.n_submitted(s->options.userdata);
+}
+
 /*
  * A lane that was told to finish is gone, and cannot take over jobs from one
  * that still has many. So lanes are told only when nobody has any to share.
@@ -545,7 +559,7 @@ static bool stage_has_open_tickets(const Supervisor *s, size_t stage) {
 static bool stage_has_settled(const Supervisor *s, size_t stage) {
         const InstanceStage *is = &s->instance->stages[stage];
 
-        if (queue_depth(is->queue.fd) > 0 || stage_has_open_tickets(s, stage))
+        if (queue_depth(is->queue.fd) > 0 || stage_has_open_tickets(s, stage) || stage_misses_jobs(s, stage))
                 return false;
         for (size_t lane = 0; lane < is->n_lanes; lane++) {
                 const LaneRecord *record = instance_record(is, lane);
@@ -577,7 +591,7 @@ static void stage_settle(Supervisor *s, size_t stage) {
                         stage_tell_lanes(s, stage);
                         return;
                 }
-                /* What clients and feeders send has no ticket: a second look, after a wake-up's time. */
+                /* What clients send has no ticket: a second look, after a wake-up's time. */
                 run->settled = true;
                 run->settle_usec = SETTLE_AGAIN_USEC;
         } else {
@@ -619,7 +633,7 @@ static void stage_begin_drain(Supervisor *s, size_t stage) {
                                                  s->instance->pipeline->drain_grace_usec, 0, on_grace_over,
                                                  s);
         run->settle_usec = SETTLE_MIN_USEC;
-        run->settled = pipeline_feeders(s->instance->pipeline, stage, NULL) > 0;
+        run->settled = pipeline_feeders(s->instance->pipeline, stage, NULL) > 0 || s->options.n_submitted;
         stage_settle(s, stage);
 }
 
@@ -691,10 +705,8 @@ static bool supervisor_sources_have_ended(const Supervisor *s) {
 static void supervisor_advance(Supervisor *s) {
         switch (s->phase) {
         case PHASE_RUN:
-                if (s->options.on_sources_end && !s->sources_ended && supervisor_sources_have_ended(s)) {
-                        s->sources_ended = true;
-                        s->options.on_sources_end(s->options.userdata);
-                }
+                if (s->options.drain_when_sources_end && supervisor_sources_have_ended(s))
+                        supervisor_drain(s);
                 break;
         case PHASE_DRAIN:
                 supervisor_advance_drain(s);

@@ -34,8 +34,9 @@ typedef enum SupervisorEnd {
 typedef struct SupervisorOptions {
         bool fail_fast; /* stop when a stage cannot start, instead of trying for ever */
         bool track;     /* every job must reach the result queue, if only as a marker */
-        void (*on_ready)(void *userdata); /* all workers are up, or known to be failing; once */
-        void (*on_sources_end)(void *userdata); /* no source will make another job; once, while nothing stops */
+        bool drain_when_sources_end;
+        uint64_t (*n_submitted)(void *userdata); /* jobs put into the first queue so far; NULL: not known */
+        void (*on_ready)(void *userdata);        /* all workers are up, or known to be failing; once */
         void (*on_end)(void *userdata, SupervisorEnd end); /* no worker is left; once */
         void *userdata;
 } SupervisorOptions;
