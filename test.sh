@@ -106,7 +106,7 @@ run_sanitized() {
     reports=$(mktemp -d)
 
     ASAN_OPTIONS=log_path=$reports/report:abort_on_error=1:detect_leaks=1:detect_stack_use_after_return=1 \
-        TSAN_OPTIONS=log_path=$reports/report \
+        TSAN_OPTIONS=log_path=$reports/report LSAN_OPTIONS=print_suppressions=0 \
         UBSAN_OPTIONS=log_path=$reports/report:halt_on_error=1:abort_on_error=1:print_stacktrace=1 \
         run_suites "$@"
 

@@ -569,7 +569,7 @@ def test_failed_jobs_are_logged(world):
 
 def test_clients_may_submit_while_it_drains(world):
     """The ingress queue is drained by word and signal; nothing of what was submitted may be lost for it."""
-    service = echo(world).start()
+    service = echo(world, drain_grace="1s").start()
     done = threading.Event()
     sent = []
 
@@ -584,15 +584,15 @@ def test_clients_may_submit_while_it_drains(world):
                     pass
                 time.sleep(0.0002)
 
-    thread = threading.Thread(target=client)
+    thread = threading.Thread(target=client, daemon=True)
     thread.start()
     try:
         wait_lines(world, 50)
         service.stop(signal.SIGINT)
     finally:
         done.set()
-        thread.join()
-    service.start()
+    service.start()  # the client may be blocked on a full queue
+    thread.join()
     wait_lines(world, len(sent))
     service.stop(signal.SIGINT)
     assert sorted(numbers_in(world.read("out"))) == list(range(len(sent)))
