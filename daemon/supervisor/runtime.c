@@ -5,7 +5,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -181,7 +180,11 @@ int runtime_find(const char *name, int *ret_fd, char **ret_path) {
         return r;
 }
 
-/* A lock on a file that was removed meanwhile (by a purge) locks nobody out. */
+/*
+ * The lock is a process' own (fcntl), not an open file's (flock): a child that
+ * was just forked when the daemon is killed must not hold it any longer. A lock
+ * on a file that was removed meanwhile (by a purge) locks nobody out.
+ */
 static int runtime_lock_once(int dir_fd, int *ret_fd) {
         _cleanup_close_ int fd = -1;
         struct stat st;
@@ -189,8 +192,8 @@ static int runtime_lock_once(int dir_fd, int *ret_fd) {
         fd = openat(dir_fd, "lock", O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
         if (fd < 0)
                 return -errno;
-        if (flock(fd, LOCK_EX | LOCK_NB) < 0)
-                return errno == EWOULDBLOCK ? -EBUSY : -errno;
+        if (fcntl(fd, F_SETLK, &(struct flock){ .l_type = F_WRLCK, .l_whence = SEEK_SET }) < 0)
+                return errno == EACCES || errno == EAGAIN ? -EBUSY : -errno;
         if (fstat(fd, &st) < 0)
                 return -errno;
         if (st.st_nlink == 0)
@@ -218,20 +221,15 @@ int runtime_lock(int dir_fd, const char *name, int *ret_fd) {
 }
 
 pid_t runtime_holder(int dir_fd) {
+        struct flock lock = { .l_type = F_WRLCK, .l_whence = SEEK_SET };
         _cleanup_close_ int fd = -1;
-        char name[RUNTIME_NAME_MAX];
-        pid_t pid = 0;
-        int r;
 
-        fd = openat(dir_fd, "lock", O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+        fd = openat(dir_fd, "lock", O_RDWR | O_CLOEXEC | O_NOFOLLOW);
         if (fd < 0)
                 return errno == ENOENT ? 0 : -errno;
-        if (flock(fd, LOCK_SH | LOCK_NB) == 0)
-                return 0;
-        if (errno != EWOULDBLOCK)
+        if (fcntl(fd, F_GETLK, &lock) < 0)
                 return -errno;
-        r = runtime_read_lock(dir_fd, &pid, name);
-        return r < 0 ? r : pid;
+        return lock.l_type == F_UNLCK ? 0 : lock.l_pid;
 }
 
 static int list_add(char ***names, size_t *n, const char *name) {

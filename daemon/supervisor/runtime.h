@@ -21,7 +21,8 @@ int runtime_make(const char *name, int *ret_fd, char **ret_path);
 /* Opens the folder of an existing instance, running or not. Returns 0, -ENOENT, or another negative errno. */
 int runtime_find(const char *name, int *ret_fd, char **ret_path);
 
-/* Takes the instance's lock and writes name and pid into it. Returns 0 with the descriptor that holds it, -EBUSY if a
+/* Takes the instance's lock for this process and writes name and pid into it. The process must not open and close the
+ * lock file by other means, which would release it. Returns 0 with the descriptor that holds it, -EBUSY if a
  * daemon has it. */
 int runtime_lock(int dir_fd, const char *name, int *ret_fd);
 

@@ -31,6 +31,8 @@
 #define SETTLE_AGAIN_USEC 300
 #define SETTLE_MAX_USEC (10 * USEC_PER_MSEC)
 
+/* So many workers in a row end by themselves before they are ready, and a run is given up. Those killed by somebody
+ * say nothing about the stage. */
 #define FAIL_FAST_AFTER 3
 
 typedef struct Slot {
@@ -42,10 +44,11 @@ typedef struct Slot {
         int pidfd;
         int status_fd;
         sd_event_source *exit_source, *status_source, *delay_source;
-        bool was_ready;      /* this process reported */
-        bool settled;        /* has once been ready, or failed */
-        unsigned n_failures; /* in a row */
-        uint64_t n_done;     /* when it was started */
+        bool was_ready;            /* this process reported */
+        bool settled;              /* has once been ready, or failed */
+        unsigned n_failures;       /* in a row */
+        unsigned n_start_failures; /* of them, before it was ready and not killed by somebody */
+        uint64_t n_done;           /* when it was started */
 } Slot;
 
 typedef enum StageDrain {
@@ -205,15 +208,16 @@ static int on_delay_over(sd_event_source *source, uint64_t usec, void *userdata)
 }
 
 /* It is gone, or never came to be, and had finished nothing: later. */
-static void slot_fail(Slot *slot) {
+static void slot_fail(Slot *slot, bool killed) {
         Supervisor *s = slot->supervisor;
         uint64_t delay;
         int r;
 
         slot->settled = true;
         slot->n_failures++;
+        slot->n_start_failures += !slot->was_ready && !killed;
         slot_handle(slot, SLOT_FAILED);
-        if (s->options.fail_fast && !slot->was_ready && slot->n_failures >= FAIL_FAST_AFTER && !s->failed) {
+        if (s->options.fail_fast && slot->n_start_failures >= FAIL_FAST_AFTER && !s->failed) {
                 s->failed = true;
                 log_slot(slot, LOG_ERR, "The stage cannot start; giving up");
                 supervisor_kill(s);
@@ -277,11 +281,11 @@ static void slot_handle_exit(Slot *slot, const siginfo_t *si) {
                 slot->settled = true;
                 slot_handle(slot, SLOT_ENDED);
         } else if (orderly || progressed) {
-                slot->n_failures = 0;
+                slot->n_failures = slot->n_start_failures = 0;
                 slot_handle(slot, SLOT_DIED);
                 slot_start(slot);
         } else
-                slot_fail(slot);
+                slot_fail(slot, si->si_code == CLD_KILLED && si->si_status == SIGKILL);
         supervisor_check_ready(s);
         supervisor_advance(s);
 }
@@ -367,7 +371,7 @@ static void slot_start(Slot *slot) {
         r = slot_spawn(slot);
         if (r < 0) {
                 log_slot(slot, LOG_ERR, "Cannot start a worker: %s", strerror(-r));
-                slot_fail(slot);
+                slot_fail(slot, false);
                 return;
         }
         slot_handle(slot, SLOT_SPAWNED);

@@ -271,7 +271,7 @@ def test_head_closes_the_output_early(world):
 
 
 def test_head_ends_a_source_without_end(world):
-    outcome = world.call("bash", "-c", f"'{SLUICECTL}' run -q range:from=0,to=9000000000000000000 identity | head -2; exit ${{PIPESTATUS[0]}}")
+    outcome = world.call("bash", "-c", f"'{SLUICECTL}' run -q -k range:from=0,to=9000000000000000000 identity | head -2; exit ${{PIPESTATUS[0]}}")
     assert (outcome.code, outcome.out) == (0, b"0\n1\n"), outcome
 
 
@@ -404,6 +404,20 @@ def test_a_stage_that_cannot_start_ends_the_run(world, crash):
     outcome = world.run("identity", f"gate:unless={flag},crash={crash}", input=lines("a", "b"), deadline=30)
     assert (outcome.code, outcome.out) == (1, b""), outcome
     assert b"cannot start" in outcome.err
+
+
+def test_workers_killed_while_they_start_do_not_end_the_run(world):
+    """Three times in a row is no stage that cannot start, if it could before."""
+    job = started(world, "--workers", "1", "actor")
+    for _ in range(4):
+        (worker,) = wait_for(lambda: workers_of(job.pid), "a worker")
+        kill(worker, signal.SIGSTOP)
+        kill(worker)
+        wait_for(lambda: not is_alive(worker), "its end")
+    job.write(b"after\n")
+    job.close_input()
+    outcome = job.wait()
+    assert outcome.code == 0 and outcome.lines()[-1] == "after", outcome
 
 
 def test_help_goes_to_standard_output(world):
