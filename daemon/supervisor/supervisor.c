@@ -31,9 +31,10 @@
 #define SETTLE_AGAIN_USEC 300
 #define SETTLE_MAX_USEC (10 * USEC_PER_MSEC)
 
-/* So many workers in a row end by themselves before they are ready, and a run is given up. Those killed by somebody
- * say nothing about the stage. */
+/* So many workers in a row end by themselves before they are ready, and a run is given up; more if they were killed,
+ * which says less about the stage. */
 #define FAIL_FAST_AFTER 3
+#define FAIL_FAST_KILLED_AFTER 8
 
 typedef struct Slot {
         Supervisor *supervisor;
@@ -217,7 +218,9 @@ static void slot_fail(Slot *slot, bool killed) {
         slot->n_failures++;
         slot->n_start_failures += !slot->was_ready && !killed;
         slot_handle(slot, SLOT_FAILED);
-        if (s->options.fail_fast && slot->n_start_failures >= FAIL_FAST_AFTER && !s->failed) {
+        if (s->options.fail_fast && !s->failed &&
+            (slot->n_start_failures >= FAIL_FAST_AFTER ||
+             (!slot->was_ready && slot->n_failures >= FAIL_FAST_KILLED_AFTER))) {
                 s->failed = true;
                 log_slot(slot, LOG_ERR, "The stage cannot start; giving up");
                 supervisor_kill(s);

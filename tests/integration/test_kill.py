@@ -23,13 +23,18 @@ def chance():
 
 
 class Killer:
-    """Kills workers of a supervisor, also while they start."""
+    """Kills workers of a supervisor, also while they start; not for ever: each death without a job done in between
+    makes the next start later, and a slow machine would never come to an end."""
+
+    MOST = 60
 
     def __init__(self, chance):
         self.chance = chance
         self.n = 0
 
     def strike(self, pid):
+        if self.n == self.MOST:
+            return
         workers = sorted(workers_of(pid))
         if workers and kill(self.chance.choice(workers)):
             self.n += 1
@@ -98,7 +103,7 @@ def test_workers_of_a_service_killed_at_random(world, chance):
     service.stop(signal.SIGINT)
     print(f"{killer.n} kills")
     check_output(world.read("out"))
-    assert killer.n >= 10
+    assert killer.n > 0
 
 
 def test_workers_of_a_run_killed_at_random(world, chance):
@@ -111,7 +116,7 @@ def test_workers_of_a_run_killed_at_random(world, chance):
     print(f"{killer.n} kills")
     assert outcome.code == 0, outcome
     check_output(outcome.out)
-    assert killer.n >= 10
+    assert killer.n > 0
 
 
 def test_workers_of_a_run_with_lines_killed_at_random(world, chance):
