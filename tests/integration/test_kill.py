@@ -22,22 +22,32 @@ def chance():
     return random.Random(seed)
 
 
-class Killer:
-    """Kills workers of a supervisor, also while they start; not for ever: each death without a job done in between
-    makes the next start later, and a slow machine would never come to an end."""
+YOUNG = 0.3  # seconds: such a worker may still be starting
 
-    MOST = 60
+
+class Killer:
+    """Kills workers of a supervisor, also while they start, but no lane over and over then: it would never start."""
 
     def __init__(self, chance):
         self.chance = chance
         self.n = 0
+        self.seen = {}  # when a worker was
+        self.streak = {}  # of a lane: kills of young workers in a row
 
     def strike(self, pid):
-        if self.n == self.MOST:
+        now = time.monotonic()
+        victims = []
+        for worker, lane in workers_of(pid).items():
+            if now - self.seen.setdefault(worker, now) > YOUNG:
+                self.streak[lane] = 0
+            if self.streak.get(lane, 0) < 3:
+                victims.append((worker, lane))
+        if not victims:
             return
-        workers = sorted(workers_of(pid))
-        if workers and kill(self.chance.choice(workers)):
+        worker, lane = self.chance.choice(sorted(victims))
+        if kill(worker):
             self.n += 1
+            self.streak[lane] = self.streak.get(lane, 0) + 1
 
     def pause(self):
         time.sleep(self.chance.uniform(0, 0.02))
