@@ -10,7 +10,7 @@ import signal
 import subprocess
 
 import pytest
-from harness import BUILD, SLUICECTL, SOURCE, Queue, check_each_once, stage, wait_for, workers_of
+from harness import BUILD, SLUICECTL, SOURCE, Queue, check_each_once, process_status, stage, wait_for, workers_of
 
 with open(os.path.join(SOURCE, "daemon", "lane", "lane.h")) as _f:
     STEPS = re.findall(r'^\s*X\([A-Z_]+, "([a-z]+\.[a-z]+)",', _f.read(), re.M)
@@ -135,6 +135,8 @@ def start_with_a_stopped_lane(world, env):
     wait_for(lambda: job.out() == b"0\n", "the first result")
     wait_for(lambda: all(map(is_blocked_in_receive, workers)), "both to be idle")
     os.kill(workers[1], signal.SIGSTOP)
+    # Until it has really stopped the kernel may hand it the frame that the other is to share.
+    wait_for(lambda: process_status(workers[1]).get("State", "")[:1] == "T", "the lane to stop")
     return job, workers[1]
 
 
