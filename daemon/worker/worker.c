@@ -315,7 +315,6 @@ static bool worker_take(Worker *w) {
                 log_debug("Dropped a sentinel of another drain");
                 return true;
         default:
-                /* Jobs of another priority do not travel in one frame with those that wait. */
                 return true;
         }
 }
@@ -381,6 +380,7 @@ static Turn worker_turn_stage(Worker *w) {
         if (lane_has_job(lane)) {
                 FrameHeader pending;
 
+                /* Jobs of another priority do not travel in one frame with those that wait. */
                 if (lane->n_outs > 0 && lane->now->cursor == 0 && lane->now->first.count > 0) {
                         memcpy(&pending, lane->outs[0].buffer, sizeof(pending));
                         if (pending.priority != MAX(lane->record->priority, 1u))

@@ -116,14 +116,18 @@ def test_workers_of_a_service_killed_at_random(world, chance):
     assert killer.n > 0
 
 
-def test_workers_of_a_run_killed_at_random(world, chance):
-    job = world.start(SLUICECTL, "run", "--workers", "2", f"range:from=1,to={COUNT}", "prime", "identity")
+def kill_until_it_ends(job, chance):
     killer = Killer(chance)
     while job.process.poll() is None:
         killer.strike(job.pid)
         killer.pause()
-    outcome = job.wait()
     print(f"{killer.n} kills")
+    return killer, job.wait()
+
+
+def test_workers_of_a_run_killed_at_random(world, chance):
+    job = world.start(SLUICECTL, "run", "--workers", "2", f"range:from=1,to={COUNT}", "prime", "identity")
+    killer, outcome = kill_until_it_ends(job, chance)
     assert outcome.code == 0, outcome
     check_output(outcome.out)
     assert killer.n > 0
@@ -134,12 +138,7 @@ def test_workers_of_a_run_with_lines_killed_at_random(world, chance):
     path = world.write("in", "".join(f"{n}\n" for n in range(1, count + 1)))
     with open(path, "rb") as f:
         job = world.start(SLUICECTL, "run", "--keep-order", "--workers", "2", "identity", "prime", stdin=f)
-    killer = Killer(chance)
-    while job.process.poll() is None:
-        killer.strike(job.pid)
-        killer.pause()
-    outcome = job.wait()
-    print(f"{killer.n} kills")
+    killer, outcome = kill_until_it_ends(job, chance)
     assert outcome.code == 0, outcome
     assert numbers_in(outcome.out) == list(range(1, count + 1))
 
